@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::store::Place;
+use crate::{job::Owner, store::Place};
 
 /// A place in one kind of list. It is spelt with a letter of this kind, so that it is refused in every other, where it would
 /// mean any place.
@@ -21,6 +21,10 @@ pub type ActionCursor = Cursor<'a'>;
 pub type RejectedCursor = Cursor<'r'>;
 /// In the audit log.
 pub type ChangeCursor = Cursor<'c'>;
+/// In the deliveries of callbacks.
+pub type DeliveryCursor = Cursor<'d'>;
+/// In the callbacks, which are in the order of their owners.
+pub type OwnerCursor = Cursor<'o', Owner>;
 /// In the access keys, whose IDs are in the order of the list.
 pub type KeyCursor = Cursor<'k', Uuid>;
 
@@ -50,6 +54,13 @@ impl KeyCursor {
     /// What all of them match, as a regular expression.
     pub fn pattern() -> String {
         format!("^k{ID}$")
+    }
+}
+
+impl OwnerCursor {
+    /// What all of them match, as a regular expression.
+    pub fn pattern() -> String {
+        r"^o(user|org):(?=.*\S)[^\u0000-\u001f\u007f-\u009f]{1,256}$".to_owned()
     }
 }
 

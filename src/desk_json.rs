@@ -4,12 +4,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
     job::{BatchId, Effect, JobId, Owner, Pin, PinnedBy, QueueName, State, WorkerId},
-    store::{BatchItem, BatchView, Counts, Doing, StopRule, WorkerView},
+    store::{
+        BatchItem, BatchView, Callback, Counts, Delivery, DeliveryState, Doing, Secrets, StopRule,
+        WhyDisabled, WorkerView,
+    },
     tool::{Account, ToolInfo},
 };
 
@@ -64,6 +69,103 @@ impl<'a> PinJson<'a> {
     pub fn of(pin: &'a Pin) -> Self {
         let pinned_by = if pin.owner.is_some() { PinnedBy::Owner } else { PinnedBy::Global };
         Self { toolkit: &pin.toolkit, version: &pin.version, owner: pin.owner.as_ref(), pinned_by }
+    }
+}
+
+/// Where the events of an owner are sent.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Callback)]
+pub struct CallbackJson<'a> {
+    pub owner: &'a Owner,
+    /// `null`: nowhere.
+    pub url: Option<&'a str>,
+    pub set_at: Timestamp,
+    /// Since when it has taken nothing.
+    pub failing_since: Option<Timestamp>,
+    /// Since when nothing is sent there any more.
+    pub disabled_at: Option<Timestamp>,
+    /// `gone`: it answered 410; `failing`: it has taken nothing for five days.
+    pub disabled_why: Option<WhyDisabled>,
+}
+
+impl<'a> CallbackJson<'a> {
+    pub fn of(callback: &'a Callback) -> Self {
+        Self {
+            owner: &callback.owner,
+            url: callback.url.as_deref(),
+            set_at: callback.set_at,
+            failing_since: callback.failing_since,
+            disabled_at: callback.disabled.map(|(_, at)| at),
+            disabled_why: callback.disabled.map(|(why, _)| why),
+        }
+    }
+}
+
+/// What signs the callbacks of an owner.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CallbackSecret)]
+pub struct CallbackSecretJson<'a> {
+    pub owner: &'a Owner,
+    /// `whsec_` and base64, as Standard Webhooks has it.
+    pub secret: String,
+    /// Until when the one before signs, too, if it does.
+    pub previous_until: Option<Timestamp>,
+}
+
+impl<'a> CallbackSecretJson<'a> {
+    pub fn of(owner: &'a Owner, secrets: &Secrets) -> Self {
+        let secret = secrets.secret.to_text().expose_secret().to_owned();
+        Self { owner, secret, previous_until: secrets.previous.as_ref().map(|(_, until)| *until) }
+    }
+}
+
+/// An event that is sent to a URL.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Delivery)]
+pub struct DeliveryJson<'a> {
+    pub id: Uuid,
+    pub owner: &'a Owner,
+    pub url: &'a str,
+    /// The `webhook-id` of each request.
+    pub event_id: Uuid,
+    /// The type of the event.
+    #[serde(rename = "type")]
+    pub kind: &'a str,
+    pub job_id: Option<JobId>,
+    pub batch_id: Option<BatchId>,
+    pub state: DeliveryState,
+    pub created_at: Timestamp,
+    /// When it is sent, while it waits.
+    pub due_at: Option<Timestamp>,
+    /// How often it was sent.
+    pub tries: u32,
+    /// The status of the last answer, if there was one.
+    pub last_status: Option<u16>,
+    /// Why it was not taken the last time.
+    pub last_error: Option<&'a str>,
+    pub tried_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+}
+
+impl<'a> DeliveryJson<'a> {
+    pub fn of(delivery: &'a Delivery) -> Self {
+        Self {
+            id: delivery.id,
+            owner: &delivery.owner,
+            url: &delivery.url,
+            event_id: delivery.event_id,
+            kind: &delivery.kind,
+            job_id: delivery.job,
+            batch_id: delivery.batch,
+            state: delivery.state,
+            created_at: delivery.created_at,
+            due_at: delivery.due_at,
+            tries: delivery.tries,
+            last_status: delivery.last_status,
+            last_error: delivery.last_error.as_deref(),
+            tried_at: delivery.tried_at,
+            finished_at: delivery.finished_at,
+        }
     }
 }
 

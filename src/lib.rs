@@ -9,6 +9,7 @@ pub mod api;
 pub mod app;
 pub mod backoff;
 pub mod bounds;
+pub mod callback;
 pub mod cli;
 pub mod clock;
 pub mod config;

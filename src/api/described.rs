@@ -213,6 +213,10 @@ problems! {
     OfANewJob: InvalidJob IdConflict KeyConflict NoToolApi;
     /// What a request for events may meet.
     OfEvents: NotRecorded EventsRemoved;
+    /// What a request may meet that asks for callbacks.
+    OfCallbacks: NotRecorded;
+    /// What a new batch may meet.
+    OfABatch: WrongState NotRecorded;
     /// What the items of a batch may meet.
     OfItsItems: InvalidBatch KeyConflict;
     /// What further items of a batch may meet.

@@ -25,6 +25,7 @@ use super::{
     actions::ActionPage,
     audit_log::ChangePage,
     batches::{BatchPage, ItemPage},
+    callbacks::{CallbackPage, DeliveryPage, Recovered},
     caller,
     described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
     desk::{AccountList, WorkerList},
@@ -43,7 +44,7 @@ use super::{
 use crate::{
     access::{KeyJson, Scope},
     actions::ActionJson,
-    desk_json::ToolJson,
+    desk_json::{CallbackSecretJson, ToolJson},
     job_json::{ASKED_FOR, Job},
     rejected::WholeRejectedJson,
 };
@@ -163,6 +164,10 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<Stats>(&mut schemas);
     add::<ChangePage>(&mut schemas);
     add::<EventPage<'static>>(&mut schemas);
+    add::<CallbackPage<'static>>(&mut schemas);
+    add::<DeliveryPage<'static>>(&mut schemas);
+    add::<Recovered>(&mut schemas);
+    add::<CallbackSecretJson<'static>>(&mut schemas);
     add::<TokenJson>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()

@@ -169,11 +169,7 @@ pub(super) async fn list(
     // It lies in the buffer into which it was read, which nobody keeps who follows.
     drop(request);
     let of = caller.may_follow(wanted.of)?;
-    if !shared.parts.records_events {
-        let detail = "nothing is recorded, because the setting events.record is \"off\"; set it to \"all\" for everything that writes \
-                      to the database";
-        return Err(Problem::new(Kind::NotRecorded, detail));
-    }
+    shared.parts.needs_events()?;
     let begin = beginning(&shared, reader, of, &wanted);
     // What reads a job is not carried along by those who follow, of whom there may be ten thousand.
     let beginning = Box::pin(begin).await?;

@@ -8,6 +8,7 @@ mod around;
 mod audit_log;
 mod batches;
 mod browser;
+mod callbacks;
 mod caller;
 mod connections;
 mod cors;

@@ -225,6 +225,10 @@ impl Problem {
         )
     }
 
+    pub(super) fn no_callback() -> Self {
+        Self::new(Kind::NotFound, "there is no callback of this owner")
+    }
+
     pub(super) fn no_job() -> Self {
         let detail = "there is no job with this ID: it was never here, it was removed after its retention, or an app's \
                       message with it was not taken from the broker yet";

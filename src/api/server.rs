@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     actions,
     around::around,
-    audit_log, batches,
+    audit_log, batches, callbacks,
     caller::{self, Gate, Peer},
     connections::{Connections, Open},
     cors::{Origins, tell_browsers},
@@ -231,6 +231,11 @@ fn routes() -> DescribedRoutes {
         .route(desk::__path_accounts, desk::accounts)
         .route(audit_log::__path_list, audit_log::list)
         .route(events::__path_list, events::list)
+        .route(callbacks::__path_list, callbacks::list)
+        .route(callbacks::__path_set, callbacks::set)
+        .route(callbacks::__path_secret, callbacks::secret)
+        .route(callbacks::__path_recover, callbacks::recover)
+        .route(callbacks::__path_deliveries, callbacks::deliveries)
         .route(tokens::__path_create, tokens::create)
         .route(document::__path_openapi, document::openapi)
         .route(document::__path_docs, document::docs)

@@ -5,7 +5,14 @@ use std::{sync::Arc, time::Duration};
 use axum::body::Bytes;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{limits::Room, sealing::Sealing, streams::Streams, together::Together, waiters::Waiters};
+use super::{
+    limits::Room,
+    problem::{Kind, Problem},
+    sealing::Sealing,
+    streams::Streams,
+    together::Together,
+    waiters::Waiters,
+};
 use crate::{
     admission::Admission,
     clock::SharedClock,
@@ -35,6 +42,30 @@ pub struct Parts {
     pub queue: Option<SharedQueue>,
     /// Whether all that happens is recorded as events.
     pub records_events: bool,
+    /// Whether they are sent to whoever asks for it.
+    pub sends_callbacks: bool,
+}
+
+impl Parts {
+    /// Refuses what tells of events where there are none.
+    pub(super) fn needs_events(&self) -> Result<(), Problem> {
+        if self.records_events {
+            return Ok(());
+        }
+        let detail = "nothing is recorded, because the setting events.record is \"off\"; set it to \"all\" for everything that writes \
+                      to the database";
+        Err(Problem::new(Kind::NotRecorded, detail))
+    }
+
+    /// Refuses what asks for callbacks where none are sent.
+    pub(super) fn needs_callbacks(&self) -> Result<(), Problem> {
+        self.needs_events()?;
+        if self.sends_callbacks {
+            return Ok(());
+        }
+        let detail = "no callbacks are sent, because the setting callbacks.enabled is false; set it for workers and APIs";
+        Err(Problem::new(Kind::NotRecorded, detail))
+    }
 }
 
 /// The last look at all lanes, which serves whoever asks soon after it.

@@ -89,7 +89,19 @@ pub(super) async fn bind(
     let lease = Duration::from_secs(config.worker.lease_secs);
     let lanes = config.queues.keys().cloned().collect();
     let records_events = config.events.record == Recording::All;
-    let parts = Parts { store, admission, clock, resolver, lanes, tool_api, lease, queue, records_events };
+    let sends_callbacks = config.callbacks.enabled;
+    let parts = Parts {
+        store,
+        admission,
+        clock,
+        resolver,
+        lanes,
+        tool_api,
+        lease,
+        queue,
+        records_events,
+        sends_callbacks,
+    };
     let api = Api::bind(address, parts, options::api(config)).await.with_context(|| {
         format!(
             "the API cannot be served on {address}; choose another address with api.listen or --listen, or correct \

@@ -39,6 +39,7 @@ pub fn rules(config: &Config) -> Rules {
             .collect(),
         replies: ReplyRules::new(config.replies.allowed.clone()),
         publishers: PublisherRules::new(config.publishers.clone().into_iter().map(patterns).collect()),
+        sends_callbacks: config.callbacks.enabled,
     }
 }
 

@@ -12,19 +12,20 @@ use crate::{
     admission::Admission,
     api::Api,
     backoff::RECONNECT,
+    callback::{AddressRules, CallbackClient},
     clock::millis,
     config::Config,
     failure::chain,
     health::{Health, Phase, Service},
     in_flight::InFlight,
-    job::QueueName,
+    job::{QueueName, WorkerId},
     lane_head::LaneHeads,
     maintenance::{
         Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
         key_file::KeyFile, policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch,
         verify::Verify,
     },
-    relay::{EventPublisher, Inbox, Relay},
+    relay::{CallbackSender, EventPublisher, Inbox, Relay},
     resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
@@ -182,6 +183,9 @@ impl Background {
             let publisher = EventPublisher::new(services, turns.worker);
             parts.push(("the publishing of events", publisher.run(stop()).boxed()));
         }
+        if config.callbacks.enabled {
+            parts.push(("the sending of callbacks", callbacks(services, config, turns.worker, stop())));
+        }
         if config.verify.enabled {
             let verify = Verify::new(services, options::verify(config));
             parts.push(("the look-up of unknown outcomes", verify.run(stop()).boxed()));
@@ -196,6 +200,24 @@ impl Background {
         let every = Duration::from_secs(config.retention.every_secs);
         parts.push(("the removal of old jobs", prune.run(every, turns, stop()).boxed()));
         parts
+    }
+}
+
+/// Sends callbacks, or waits for `stop` where there is no client for them.
+fn callbacks(
+    services: &Services,
+    config: &Config,
+    worker: WorkerId,
+    stop: CancellationToken,
+) -> BoxFuture<'static, ()> {
+    let rules = AddressRules { allowed: config.callbacks.allowed_networks.clone() };
+    let timeout = Duration::from_millis(config.callbacks.timeout_ms);
+    match CallbackClient::new(rules, timeout) {
+        Ok(client) => CallbackSender::new(services, Arc::new(client), worker).run(stop).boxed(),
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "no callbacks are sent by this worker");
+            async move { stop.cancelled().await }.boxed()
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     app::{self, App},
+    callback::Network,
     config::Config,
     shutdown::Shutdown,
     store::Recording,
@@ -195,5 +196,7 @@ pub(super) fn embed(config: &mut Config, database: &Path) -> String {
     config.owners.allow_default = true;
     config.events.record = Recording::All;
     config.events.exchange = false;
+    config.callbacks.enabled = true;
+    config.callbacks.allowed_networks.extend(Network::of_this_host());
     url
 }

@@ -27,7 +27,7 @@ Examples:
   errand erase --owner org:org-7 --json
 
 Removes jobs that are final, with their attempts, history and keys, rejected messages, pins, access
-keys, batches, actions, events, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
+keys, batches, actions, events, callbacks, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
 answer says how many and why: the exit code is 1 then, and a second call goes on. Once nobody
 publishes for this owner any more and nothing is left, the exit code is 0.
 
@@ -131,6 +131,7 @@ fn as_json(dry_run: bool, report: &Report, journals: &JournalReport) -> Value {
         "removed": {
             "jobs": jobs, "rejected": report.rejected, "pins": report.pins, "keys": report.keys, "batches": report.batches,
             "actions": report.actions, "connections": report.awaited, "events": report.events,
+            "deliveries": report.deliveries,
             "journal": journals.removed,
         },
         "left": left.collect::<Vec<_>>(),
@@ -155,6 +156,7 @@ fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyho
         ("actions", report.actions),
         ("awaited connections", report.awaited),
         ("events", report.events),
+        ("deliveries of callbacks", report.deliveries),
         ("results in journals", journals.removed),
     ] {
         rows.push(row(what.to_owned(), count));

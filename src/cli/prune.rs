@@ -77,6 +77,7 @@ fn print_json(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         "rejected": rejected.collect::<serde_json::Map<_, _>>(),
         "audit_log": (!dry_run).then_some(report.changes),
         "events": (!dry_run).then_some(report.events),
+        "deliveries": (!dry_run).then_some(report.deliveries),
     }))
 }
 
@@ -86,7 +87,11 @@ fn print_text(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         .iter()
         .map(|by| vec![format!("rejected messages by {by}"), of(&report.rejected, *by).to_string()]);
     // A dry run counts neither.
-    let counted = [("entries of the audit log", report.changes), ("events", report.events)];
+    let counted = [
+        ("entries of the audit log", report.changes),
+        ("events", report.events),
+        ("deliveries of callbacks", report.deliveries),
+    ];
     let entries = counted.into_iter().filter(|_| !dry_run);
     let entries = entries.map(|(what, removed)| vec![what.to_owned(), removed.to_string()]);
     let header = ["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }];

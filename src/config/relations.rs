@@ -34,6 +34,7 @@ pub(super) fn check(
     relations.a_certificate_has_its_key();
     relations.roles_are_of_postgresql();
     relations.published_events_are_recorded();
+    relations.called_events_are_recorded();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -133,6 +134,18 @@ impl Relations<'_> {
             let message = "`queues.events` is a lane whose queue has the name of the exchange for events (`events.exchange`), so that \
                            whoever may read events could take its jobs; give the lane another name";
             self.report(lane, message.to_owned());
+        }
+    }
+
+    fn called_events_are_recorded(&mut self) {
+        let enabled = self.settings.0.get(&Key::new("callbacks.enabled"));
+        let is_on = enabled.and_then(|setting| setting.value.as_bool()) == Some(true);
+        let is_off =
+            !self.mistaken.contains(&Key::new("events.record")) && self.text("events.record") == "off";
+        if is_on && is_off {
+            let message =
+                "`callbacks.enabled` is true, and `events.record` is \"off\": there are no events to send";
+            self.report("callbacks.enabled", message.to_owned());
         }
     }
 

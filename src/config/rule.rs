@@ -10,6 +10,7 @@ use super::mask::hides_password;
 use crate::{
     api::ANY_ORIGIN,
     bounds::MAX_SHORT_TEXT_BYTES,
+    callback::Network,
     job::{OwnerPattern, QueueName, RESERVED_PREFIX},
     store::postgres::{NoRoleName, NoSchemaName, RoleName, SchemaName},
     tool::pin::{Wanted, wanted},
@@ -48,6 +49,8 @@ pub(super) enum Rule {
     Origins,
     /// Owners, or the beginnings of their names.
     OwnerPatterns,
+    /// Networks by their first address and the length of their prefix, or single addresses.
+    Networks,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
@@ -69,7 +72,7 @@ impl Rule {
             Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Whole(..) => number.parse().ok().map(Value::Integer),
             Self::Number(..) => number.parse().ok().map(Value::Float),
-            Self::Lanes | Self::Prefixes | Self::Origins | Self::OwnerPatterns => {
+            Self::Lanes | Self::Prefixes | Self::Origins | Self::OwnerPatterns | Self::Networks => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Some(names.map(Value::from).collect::<Vec<_>>().into())
             }
@@ -136,13 +139,24 @@ impl Rule {
                     Err(format!("must be {expected}"))
                 }
             }
+            (Self::Networks, Value::Array(networks)) => {
+                let fits = |network: &Value| {
+                    network.as_str().is_some_and(|network| network.parse::<Network>().is_ok())
+                };
+                if networks.iter().all(fits) {
+                    Ok(Value::Array(networks))
+                } else {
+                    Err(format!("must be {expected}"))
+                }
+            }
             (
                 Self::Flag
                 | Self::Whole(..)
                 | Self::Number(..)
                 | Self::Lanes
                 | Self::Prefixes
-                | Self::OwnerPatterns,
+                | Self::OwnerPatterns
+                | Self::Networks,
                 other,
             ) => Err(format!("must be {expected}, but is {}", type_name(&other))),
             (_, Value::String(text)) => match self.unfit_text(&text) {
@@ -205,7 +219,8 @@ impl Rule {
             | Self::Lanes
             | Self::Prefixes
             | Self::Origins
-            | Self::OwnerPatterns => true,
+            | Self::OwnerPatterns
+            | Self::Networks => true,
         };
         if fits { None } else { Some("") }
     }
@@ -237,6 +252,9 @@ impl Rule {
             }
             Self::OwnerPatterns => {
                 "a list of owners such as \"user:ID\" or \"org:ID\", where a \"*\" at the end stands for any rest".to_owned()
+            }
+            Self::Networks => {
+                "a list of networks such as \"10.1.0.0/16\" or \"fd00::/8\", or of single addresses".to_owned()
             }
             Self::Version => "a toolkit version such as \"20251027_00\" or \"00000000_00\"".to_owned(),
             Self::Address => "an address and a port such as \"127.0.0.1:9464\", or empty".to_owned(),

@@ -8,12 +8,13 @@ use serde::Deserialize;
 use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
-        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Origins, OwnerPatterns, Path, Prefixes,
-        Role, Schema, Service, Text, Version, Whole, Word,
+        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Networks, Number, Origins, OwnerPatterns, Path,
+        Prefixes, Role, Schema, Service, Text, Version, Whole, Word,
     },
 };
 use crate::{
     bounds::{MAX_AGE, MAX_ATTEMPTS, MAX_TIMEOUT},
+    callback::Network,
     job::{OwnerKind, QueueName, QueueType},
     store::{Recording, postgres::SchemaName},
     telemetry::logging::LogFormat,
@@ -54,6 +55,7 @@ pub struct Config {
     pub composio: Composio,
     pub arguments: Arguments,
     pub events: Events,
+    pub callbacks: Callbacks,
     pub pins: Pins,
     pub toolkit_versions: VersionMap,
     pub toolkits: BTreeMap<String, Toolkit>,
@@ -249,6 +251,11 @@ settings! {
     struct Events [events] {
         record: Recording = Word(Recording::WORDS),
         exchange: bool = Flag,
+    }
+    struct Callbacks [callbacks] {
+        enabled: bool = Flag,
+        allowed_networks: Vec<Network> = Networks,
+        timeout_ms: u64 = Whole(100, 60_000),
     }
     struct Pins [pins] {
         unpinned: UnpinnedPolicy = Word(UnpinnedPolicy::WORDS),

@@ -1,6 +1,7 @@
 //! The vocabulary of jobs: pure types and rules, no I/O, no clock, no randomness.
 
 mod binding;
+mod callback_url;
 mod ending;
 mod envelope;
 mod id;
@@ -17,6 +18,7 @@ mod state;
 mod transition;
 
 pub use binding::{Binding, Pin, PinnedBy};
+pub use callback_url::{BadUrl, CallbackUrl, MAX_URL_BYTES};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, BYTE_ORDER_MARK, Digest, Edit, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec,

@@ -20,6 +20,8 @@ pub struct Rules {
     pub replies: ReplyRules,
     /// Who may publish jobs of whom. It is asked by itself, too, and only about messages.
     pub publishers: PublisherRules,
+    /// Whether callbacks are sent.
+    pub sends_callbacks: bool,
 }
 
 /// Why a job may not run as it was asked for.
@@ -69,6 +71,13 @@ impl Rules {
                 "run_at",
                 ErrorKind::InvalidJob,
                 format!("`run_at` is further ahead than {days} days; enqueue the job later"),
+            ));
+        }
+        if spec.callback.is_some() && !self.sends_callbacks {
+            return Err(Unfit::new(
+                "callback",
+                ErrorKind::InvalidJob,
+                "`callback` would tell nothing, because no callbacks are sent (`callbacks.enabled`); leave it out, or ask the operator",
             ));
         }
         if !self.allow_default && reads_as_default(spec.owner.id()) {

@@ -22,7 +22,7 @@ pub use self::{
     fields::{Field, Fields},
     known::KnownJob,
     rejection::rejection_json,
-    reply::{reply_json, reply_without_result_json},
+    reply::{callback_job_json, reply_json, reply_without_result_json},
     schema::{ASKED_FOR, Job, JobSummary},
 };
 use crate::{

@@ -52,6 +52,15 @@ pub(super) struct MoreJson<'a> {
     correlation_id: Option<&'a str>,
     message_id: Option<&'a str>,
     traceparent: Option<&'a str>,
+    /// Where its events are sent.
+    callback: Option<CallbackJson<'a>>,
+}
+
+/// Where events are sent.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CallbackTo)]
+struct CallbackJson<'a> {
+    url: &'a str,
 }
 
 /// The worker that runs a job, or else the last that ended an attempt of it.
@@ -95,5 +104,6 @@ pub(super) fn more<'a>(job: &'a JobView, around: Around<'a>) -> MoreJson<'a> {
         correlation_id: spec.correlation_id.as_deref(),
         message_id: spec.message_id.as_deref(),
         traceparent: spec.traceparent.as_deref(),
+        callback: spec.callback.as_ref().map(|url| CallbackJson { url: url.as_str() }),
     }
 }

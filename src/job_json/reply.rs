@@ -37,6 +37,22 @@ pub fn reply_json(kind: ReplyKind, job: &JobView) -> impl Serialize {
     ReplyJson { reply: kind, job: whole(job, None), result_at: None }
 }
 
+/// A job as callbacks tell of it.
+#[derive(Serialize)]
+struct CallbackJobJson<'a> {
+    #[serde(flatten)]
+    job: JobJson<'a>,
+    result_at: Option<ResultAt>,
+}
+
+/// A job as callbacks tell of it: as a reply does, and so with where the result is that was `left_out`, of so many bytes.
+pub fn callback_job_json(job: &JobView, left_out: Option<usize>) -> impl Serialize {
+    CallbackJobJson {
+        job: whole(job, None),
+        result_at: left_out.map(|bytes| ResultAt::new(job.spec.id, bytes)),
+    }
+}
+
 /// The same without the result, with where that is; `None` if there is none.
 pub fn reply_without_result_json(kind: ReplyKind, job: &JobView) -> Option<impl Serialize> {
     let bytes = job.result.as_ref()?.get().len();

@@ -16,8 +16,8 @@ use crate::{
     job::{Owner, Principal, State},
     rejected::names,
     store::{
-        Decider, EventsAfter, EventsOf, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore,
-        StoreErrorKind, Which,
+        Decider, DeliveryFilter, EventsAfter, EventsOf, OldJob, OldMessage, Page, Pending, RejectedView,
+        Result, SharedStore, StoreErrorKind, Which,
     },
     string_enum::string_enum,
 };
@@ -75,6 +75,8 @@ pub struct Report {
     /// Connections that no job waits for any more.
     pub awaited: u64,
     pub events: u64,
+    /// Deliveries of events to URLs.
+    pub deliveries: u64,
     /// Jobs that stayed.
     pub left: BTreeMap<(Left, State), u64>,
     /// Rejected messages that do not tell whose they are, because they are no JSON object, or that this version
@@ -102,6 +104,7 @@ impl Erase {
         self.erase_batches(&mut report).await?;
         self.erase_actions(&mut report).await?;
         self.erase_events(&mut report).await?;
+        self.erase_deliveries(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
             // Last, because removing pins adds entries.
@@ -162,6 +165,27 @@ impl Erase {
             let rows = removals.rows();
             let gone = removals.step(self.store.remove_events_of(&self.owner, rows)).await?;
             report.events += gone;
+            if gone == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// After the events, of which deliveries are made.
+    async fn erase_deliveries(&self, report: &mut Report) -> Result<()> {
+        if self.dry_run {
+            let filter = DeliveryFilter { owner: Some(self.owner.clone()), state: None };
+            let found = self.store.deliveries(&Principal::Operator, &filter, None, MAX_LIST).await?;
+            report.deliveries = found.len() as u64;
+            return Ok(());
+        }
+        // Without it no more are sent.
+        self.store.remove_callback_of(&self.owner).await?;
+        let mut removals = Pace::new(MOST_LOOKED_AT, PAUSES);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_deliveries_of(&self.owner, rows)).await?;
+            report.deliveries += gone;
             if gone == 0 {
                 return Ok(());
             }

@@ -86,6 +86,7 @@ pub struct Report {
     pub changes: u64,
     /// Events, likewise.
     pub events: u64,
+    pub deliveries: u64,
     /// What the longest statement took.
     pub longest: Duration,
 }
@@ -181,7 +182,11 @@ impl Prune {
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        jobs.and(swept).and(batches).and(changes).and(events).map(|()| report)
+        let deliveries = match self.options.events_for {
+            Some(age) if !self.options.dry_run => self.prune_deliveries(age, &mut report).await,
+            _ => Ok(()),
+        };
+        jobs.and(swept).and(batches).and(changes).and(events).and(deliveries).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -266,6 +271,20 @@ impl Prune {
             let rows = removals.rows();
             let gone = removals.step(self.store.remove_changes(age, rows)).await?;
             report.changes += gone;
+            report.longest = report.longest.max(removals.longest());
+            if gone == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// As long as events.
+    async fn prune_deliveries(&self, age: Duration, report: &mut Report) -> Result<()> {
+        let mut removals = self.pace(MOST_LOOKED_AT);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_deliveries(age, rows)).await?;
+            report.deliveries += gone;
             report.longest = report.longest.max(removals.longest());
             if gone == 0 {
                 return Ok(());
@@ -383,13 +402,14 @@ fn start_counting() {
 fn tell(report: &Report) {
     let jobs: u64 = report.jobs.values().sum();
     let messages: u64 = report.rejected.values().sum();
-    if jobs + messages + report.changes + report.events > 0 {
+    if jobs + messages + report.changes + report.events + report.deliveries > 0 {
         tracing::info!(
             seen = report.seen,
             jobs,
             messages,
             changes = report.changes,
             events = report.events,
+            deliveries = report.deliveries,
             "removed what was kept for long enough"
         );
     }

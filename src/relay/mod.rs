@@ -1,5 +1,5 @@
 //! The relay brings due and unclaimed jobs from the store to the queue, and replies to the apps that asked for them. Beside it,
-//! [`EventPublisher`] brings events to those who listen, and [`Inbox`] makes jobs of what apps enqueue by SQL.
+//! [`EventPublisher`] and [`CallbackSender`] bring events to those who listen, and [`Inbox`] makes jobs of what apps enqueue by SQL.
 //!
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
@@ -25,11 +25,17 @@ use crate::{
     telemetry::metrics,
 };
 
+mod callbacks;
 mod events;
 mod inbox;
+mod receivers;
 mod replies;
 
-pub use self::{events::EventPublisher, inbox::Inbox};
+pub use self::{
+    callbacks::{CallbackSender, MAX_BODY_BYTES, PATIENCE, SCHEDULE},
+    events::EventPublisher,
+    inbox::Inbox,
+};
 
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     bounds::MAX_OPEN_BATCHES,
-    job::{BatchId, Digest, JobId, JobSpec, Owner, Principal, State},
+    job::{BatchId, CallbackUrl, Digest, JobId, JobSpec, Owner, Principal, State},
     string_enum::string_enum,
 };
 
@@ -126,6 +126,8 @@ pub struct NewBatch {
     pub stop: Option<StopRule>,
     /// The envelope of the job that is enqueued when it is complete.
     pub follow_up: Option<String>,
+    /// Where its events are sent, without those of its jobs.
+    pub callback: Option<CallbackUrl>,
 }
 
 impl NewBatch {

@@ -58,6 +58,9 @@ string_enum! {
         PinRemoved = "pin.removed",
         RejectedRequeued = "rejected.requeued",
         OwnerErased = "owner.erased",
+        CallbackSet = "callback.set",
+        CallbackRotated = "callback.rotated",
+        CallbackRecovered = "callback.recovered",
     }
 }
 
@@ -72,6 +75,7 @@ string_enum! {
         Pin = "pin",
         Rejected = "rejected",
         Owner = "owner",
+        Callback = "callback",
     }
 }
 

@@ -47,6 +47,8 @@ string_enum! {
         BatchCancelled = "batch.cancelled",
         /// Somebody lets its failed items run again.
         BatchRetried = "batch.retried",
+        /// Nothing is sent any more to the URL that its owner has set.
+        CallbackDisabled = "callback.disabled",
     }
 }
 
@@ -55,6 +57,8 @@ string_enum! {
     EventListener {
         /// The exchange of the broker.
         Exchange = "exchange",
+        /// The receivers of callbacks.
+        Callbacks = "callbacks",
     }
 }
 
@@ -111,10 +115,10 @@ pub enum EventsOf {
 
 /// What there is behind a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EventsAfter {
+pub enum EventsAfter<T = Event> {
     Are {
         /// Without those that this version cannot read.
-        events: Vec<Event>,
+        events: Vec<T>,
         /// Behind which to go on. It is later than `after` also where there is nothing of what is asked for, so that whoever goes
         /// on there has missed nothing when events of others are removed.
         next: u64,
@@ -132,7 +136,7 @@ pub struct Event {
     /// When it happened, by the store's clock.
     pub at: Timestamp,
     pub kind: EventKind,
-    /// Which event of the job it is, or else of the batch, counted from 1.
+    /// Which event of the job it is, or else of the batch, or else of the owner's callback, counted from 1.
     pub sequence: u32,
     pub job: Option<JobId>,
     /// The batch that it is about, or of which the job is.
@@ -155,8 +159,11 @@ impl Event {
     /// An ID that is the same for everybody and for ever, made of what it is about, its sequence and its time: after a job was
     /// removed, another one may have its ID.
     pub fn id(&self) -> Uuid {
-        let object = self.job.map(|job| job.0).or(self.batch.map(|batch| batch.0)).unwrap_or_default();
-        let mut name = object.as_bytes().to_vec();
+        let object = self.job.map(|job| job.0).or(self.batch.map(|batch| batch.0));
+        let mut name = match (object, &self.owner) {
+            (None, Some(owner)) => owner.to_string().into_bytes(),
+            (object, _) => object.unwrap_or_default().as_bytes().to_vec(),
+        };
         name.extend(self.sequence.to_be_bytes());
         name.extend(self.at.as_microsecond().to_be_bytes());
         Uuid::new_v5(&EVENT_IDS, &name)
@@ -237,10 +244,30 @@ impl Positions {
     pub(super) fn read(row: &impl StoreRow) -> Result<Self> {
         Ok(Self { last: row.total("last")?, removed: row.total("removed")? })
     }
+
+    /// These events behind a position, unless it is none to go on from by the positions before and after they were read: what was
+    /// given before is among them, and what was removed later may have been.
+    pub(super) fn behind<T>(
+        self,
+        after: Option<u64>,
+        later: Self,
+        events: Vec<T>,
+        next: u64,
+    ) -> EventsAfter<T> {
+        match after {
+            Some(after) if after > self.last => EventsAfter::ToCome,
+            Some(after) if after < later.removed => EventsAfter::Removed { up_to: later.removed },
+            _ => EventsAfter::Are { events, next },
+        }
+    }
+
+    /// The last of `limit` positions behind one, or of those that were given.
+    pub(super) fn page(self, after: u64, limit: usize) -> u64 {
+        after.saturating_add(limit as u64).min(self.last).max(after)
+    }
 }
 
-/// What stands behind a position, as up to `limit` rows say, and the positions before and after they were read: what was given
-/// before is among them, and what was removed later may have been.
+/// What stands behind a position, as up to `limit` rows say.
 pub(super) fn events_after(
     after: Option<u64>,
     limit: usize,
@@ -248,16 +275,9 @@ pub(super) fn events_after(
     before: Positions,
     later: Positions,
 ) -> Result<EventsAfter> {
-    if after.is_some_and(|after| after > before.last) {
-        return Ok(EventsAfter::ToCome);
-    }
-    if after.is_some_and(|after| after < later.removed) {
-        return Ok(EventsAfter::Removed { up_to: later.removed });
-    }
-    let after = after.unwrap_or(0);
-    let read_to = rows.last().map(|row| row.total("position")).transpose()?.unwrap_or(after);
+    let read_to = rows.last().map(|row| row.total("position")).transpose()?.or(after).unwrap_or(0);
     let next = if rows.len() < limit { read_to.max(before.last) } else { read_to };
-    Ok(EventsAfter::Are { events: readable(rows, event), next })
+    Ok(before.behind(after, later, readable(rows, event), next))
 }
 
 /// A position as a column has it; none is so large.

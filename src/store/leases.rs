@@ -28,6 +28,8 @@ string_enum! {
         /// Makes jobs of what apps enqueue by SQL.
         TakeIn = "take_in",
         PublishEvents = "publish_events",
+        /// Sends events to the receivers of callbacks.
+        SendCallbacks = "send_callbacks",
     }
 }
 

@@ -31,6 +31,7 @@ mod audit;
 mod batch_items;
 mod batches;
 mod bound;
+mod callbacks;
 mod changes;
 mod checks;
 mod claims;
@@ -75,6 +76,10 @@ pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use batches::{
     Added, BatchDecided, BatchItem, BatchView, Batches, Counted, Counts, Doing, NewBatch, NotAdded, Orders,
     StopRule, TakenBatch,
+};
+pub use callbacks::{
+    Callback, CallbackAnswer, Callbacks, CalledEvent, CalledJob, Delivery, DeliveryFilter, DeliveryState,
+    DueDelivery, NewDelivery, NextTry, OwnUrl, Recovery, Secrets, TriedDelivery, WhyDisabled,
 };
 pub use changes::{COMMAND_LINE, Change, ChangeFilter, ChangeJson, ChangeKind, Changes, Decider, ObjectKind};
 pub use checks::{Check, Checks, PutOff};
@@ -123,6 +128,7 @@ pub trait Store:
     + Pauses
     + AccessKeys
     + Batches
+    + Callbacks
     + Actions
     + Rejections
     + Retention

@@ -262,7 +262,7 @@ macro_rules! all_statements {
     };
     ($($own:ident)*) => {
         all_statements!(
-            @of access_keys actions admin answers audit batches changes checks claims connections events finishes history job_control job_lists jobs leases pauses pins publications
+            @of access_keys actions admin answers audit batches callbacks changes checks claims connections events finishes history job_control job_lists jobs leases pauses pins publications
             rejections
             retention $($own)*
         )

@@ -88,6 +88,10 @@ catalogue! {
     SQL_JOBS = Counter Count "errand_sql_jobs_total" ["result"] "Jobs that apps have enqueued by the SQL function, when they were taken in: new, known already, failed because they may not run, or rejected and kept because no job can be made of them.";
     EVENT_MESSAGES = Counter Count "errand_event_messages_total" ["result"] "Events offered to the exchange of the broker: sent, failed because the broker or a queue bound to the exchange does not take them at present, or passed_over because they were removed for their age before.";
     EVENTS_TO_PUBLISH = Gauge Count "errand_events_to_publish" [] "Events that wait to be published to the exchange of the broker; 0 where another worker publishes them.";
+    CALLBACKS = Counter Count "errand_callbacks_total" ["result"] "Callbacks: delivered, failed and to be sent again, given_up for good, passed_over because their events were removed for their age before, or URLs of owners that were disabled.";
+    CALLBACK_DURATION = Histogram Seconds "errand_callback_duration_seconds" [] "Time of one callback, from the look-up of the host to the answer or the end of the time.";
+    CALLBACK_EVENTS = Gauge Count "errand_callback_events" [] "Events of which it is not known yet whether a callback is to be sent; 0 where another worker sends them.";
+    CALLBACKS_SENDING = Gauge Count "errand_callbacks_sending" [] "Callbacks that this worker is sending.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers that were taken over, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Look-ups of unknown outcomes in the execution log of the tool API: succeeded, failed, never_arrived, again or gave_up.";
     PANICS = Counter Count "errand_panics_total" [] "Panics in errand's own code that a worker survived; each is a bug, and its job was retried, held or failed with an error that says so.";

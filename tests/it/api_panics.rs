@@ -159,6 +159,7 @@ impl Inside {
             lease: Duration::from_secs(60),
             queue: None,
             records_events: true,
+            sends_callbacks: true,
         };
         let api = api::Api::bind(([127, 0, 0, 1], 0).into(), parts, api::Options::default()).await.unwrap();
         let base = format!("http://{}", api.address().unwrap());

@@ -22,7 +22,10 @@ use crate::{
         shared::Shared,
     },
     bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES, MAX_SHORT_TEXT_BYTES},
-    job::{Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, decode, named_queue},
+    job::{
+        Arrival, BatchId, CallbackUrl, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, decode,
+        named_queue,
+    },
     store::{Conflict, NewBatch, NotAdded, StopRule},
 };
 
@@ -52,6 +55,17 @@ pub(super) struct Wanted<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<Envelope>)]
     follow_up: Option<&'a RawValue>,
+    /// Where the events of the batch as a whole are sent. It needs an owner, by whose secret they are signed.
+    #[schema(inline)]
+    callback: Option<CallbackTo>,
+}
+
+/// Where events are sent.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CallbackTo {
+    #[schema(example = "https://app.example.com/errand", max_length = 1024)]
+    url: String,
 }
 
 impl Wanted<'_> {
@@ -86,6 +100,7 @@ impl Wanted<'_> {
             Some(key) => BatchId::from_key(&of, key),
             None => BatchId::new(),
         };
+        let callback = self.callback(shared, &of)?;
         let follow_up = self.follow_up.map(|envelope| self.follow_up(shared, &of, envelope)).transpose()?;
         Ok(NewBatch {
             id,
@@ -95,7 +110,19 @@ impl Wanted<'_> {
             deadline: self.deadline,
             stop: self.stop_when.map(in_bounds).transpose()?,
             follow_up,
+            callback,
         })
+    }
+
+    fn callback(&self, shared: &Shared, of: &Principal) -> Result<Option<CallbackUrl>, Problem> {
+        let Some(CallbackTo { url }) = &self.callback else { return Ok(None) };
+        if *of == Principal::Operator {
+            return Err(unreadable(
+                "`callback` needs an owner, by whose secret it is signed: give `user_id` or `org_id`",
+            ));
+        }
+        shared.parts.needs_callbacks()?;
+        url.parse().map(Some).map_err(|error| unreadable(format!("the `url` of `callback` {error}")))
     }
 
     fn follow_up(&self, shared: &Shared, of: &Principal, envelope: &RawValue) -> Result<String, Problem> {
@@ -110,7 +137,7 @@ impl Wanted<'_> {
 
     /// Of what is asked for beside the items.
     fn digest(&self) -> Digest {
-        let parts = [
+        let mut parts = vec![
             self.user_id.clone(),
             self.org_id.clone(),
             self.sealed.map(|sealed| sealed.to_string()),
@@ -118,6 +145,8 @@ impl Wanted<'_> {
             self.stop_when.as_ref().map(|stop| format!("{} {}", stop.failed_percent, stop.of_at_least)),
             self.follow_up.map(|envelope| envelope.get().to_owned()),
         ];
+        // Batches of before there was this keep their digest.
+        parts.extend(self.callback.as_ref().map(|callback| Some(callback.url.clone())));
         let mut digest = [0; 16];
         digest.copy_from_slice(&Sha256::digest(json!(parts).to_string())[..16]);
         Digest(digest)

@@ -26,7 +26,7 @@ use super::{
     caller::Caller,
     decisions::Nothing,
     described::{
-        BatchOrId, Envelope, OfAnyRequest, OfItsBody, OfItsContent, OfItsItems, OfItsOrder, OfOne,
+        BatchOrId, Envelope, OfABatch, OfAnyRequest, OfItsBody, OfItsContent, OfItsItems, OfItsOrder, OfOne,
         OfRunningAgain, OfTheState, example_id,
     },
     problem::{Kind, Problem},
@@ -56,7 +56,7 @@ use crate::{
             headers(("Location" = String, description = "Where the batch is."))),
         (status = 200, description = "It is known, and this is it.", body = BatchOrId,
             headers(("Location" = String, description = "Where the batch is."))),
-        OfAnyRequest, OfItsContent, OfItsBody, OfItsItems, OfTheState,
+        OfAnyRequest, OfItsContent, OfItsBody, OfItsItems, OfABatch,
     )
 )]
 pub(super) async fn create(

@@ -29,9 +29,9 @@ pub use self::{
 use self::{
     explain::{Explanation, explain},
     identity::{id, message_id},
-    wire::{Tags, Wire, digest},
+    wire::{Callback, Tags, Wire, digest},
 };
-use super::{Budget, Effect, JobId, Owner, OwnerKind, QueueName, outcome::clip};
+use super::{Budget, CallbackUrl, Effect, JobId, Owner, OwnerKind, QueueName, outcome::clip};
 use crate::{
     bounds::{
         MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_PRIORITY, MAX_SHORT_TEXT_BYTES, MAX_TAGS, MAX_TIMEOUT,
@@ -79,6 +79,8 @@ pub struct JobSpec {
     /// Unique per owner.
     pub idempotency_key: Option<String>,
     pub tags: BTreeMap<String, String>,
+    /// Where the events of the job are sent.
+    pub callback: Option<CallbackUrl>,
     /// Where the result is published, if anywhere (AMQP `reply_to`).
     pub reply_to: Option<String>,
     /// The AMQP user who published it, as the broker has checked it, or the role of the database that enqueued it by SQL.
@@ -226,6 +228,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         effect: wire.effect,
         idempotency_key: idempotency_key(wire.idempotency_key, arrival)?,
         tags: tags(wire.tags)?,
+        callback: callback(wire.callback)?,
         reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
         publisher: arrival.publisher.filter(|user| !is_unfit(user)).map(str::to_owned),
         correlation_id: short("correlation_id", arrival.correlation_id.map(Cow::Borrowed))?,
@@ -351,6 +354,11 @@ fn is_empty_list(raw: &RawValue) -> bool {
 fn no_arguments() -> Arc<RawValue> {
     let empty = RawValue::from_string("{}".to_owned());
     empty.unwrap_or_else(|error| unreachable!("an empty object is JSON: {error}")).into()
+}
+
+fn callback(callback: Option<Callback<'_>>) -> Result<Option<CallbackUrl>, EnvelopeError> {
+    let url = callback.map(|callback| callback.url.parse()).transpose();
+    url.map_err(|what| bad("callback", format!("cannot be used: {what}")))
 }
 
 fn text(text: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {

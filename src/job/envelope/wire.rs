@@ -63,6 +63,7 @@ wire! { 'a:
     effect: Effect,
     idempotency_key: Cow<'a, str>,
     tags: Tags<'a>,
+    callback: Callback<'a>,
 }
 
 /// Tags by name. The empty list is what PHP makes of an empty map.
@@ -94,6 +95,20 @@ impl<'de> Deserialize<'de> for Tags<'_> {
         }
 
         deserializer.deserialize_any(TagsVisitor).map(|tags| Self(Cow::Owned(tags)))
+    }
+}
+
+/// Where the events of the job are sent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Callback<'a> {
+    #[serde(borrow)]
+    pub(super) url: Cow<'a, str>,
+}
+
+impl Explained for Callback<'_> {
+    fn expected(_: &RawValue) -> String {
+        "must be an object such as {\"url\": \"https://app.example.com/errand\"}".to_owned()
     }
 }
 
@@ -137,6 +152,7 @@ fn wire_of<'a>(spec: &'a JobSpec, arguments: Option<&'a RawValue>, id: Option<St
         effect: spec.effect,
         idempotency_key: text(&spec.idempotency_key),
         tags: (!spec.tags.is_empty()).then_some(Tags(Cow::Borrowed(&spec.tags))),
+        callback: spec.callback.as_ref().map(|url| Callback { url: Cow::Borrowed(url.as_str()) }),
     }
 }
 

@@ -4,9 +4,9 @@ use sqlx::{Postgres, Sqlite};
 
 use crate::{
     access::NewKey,
-    job::Owner,
+    job::{CallbackUrl, Owner},
     store::{
-        AuditLimits, ChangeFilter, NewAction, NewBatch, RejectedFilter, Step,
+        AuditLimits, ChangeFilter, NewAction, NewBatch, NewDelivery, RejectedFilter, Step, TriedDelivery,
         actions::json,
         batch_items::Part,
         changes::NewChange,
@@ -36,6 +36,45 @@ columns! {
         stop_percent: integer or null = batch.stop.map(|stop| i32::from(stop.failed_percent)),
         stop_sample: integer or null = batch.stop.map(|stop| to_i32(stop.of_at_least)),
         follow_up: text or null = batch.follow_up.as_deref(),
+        callback_url: text or null = batch.callback.as_ref().map(CallbackUrl::as_str),
+    }
+}
+
+columns! {
+    /// A new delivery.
+    DeliveryColumns "delivery" of<'a> &'a NewDelivery as delivery {
+        id: uuid = delivery.id,
+        receiver: uuid = delivery.receiver,
+        owner_kind: text = delivery.owner.kind().as_str(),
+        owner_id: text = delivery.owner.id(),
+        url: text = &*delivery.url,
+        event_id: uuid = delivery.event_id,
+        kind: text = delivery.kind,
+        event: text = &*delivery.event,
+        subject: uuid = delivery.subject(),
+        sequence: integer = to_i32(delivery.sequence),
+        job_id: uuid or null = delivery.job.map(|job| job.0),
+        batch_id: uuid or null = delivery.batch.map(|batch| batch.0),
+    }
+}
+
+columns! {
+    /// The owner of a new delivery, and the secret of one who has none.
+    SigningColumns "signing" of<'a> &'a NewDelivery as delivery {
+        owner_kind: text = delivery.owner.kind().as_str(),
+        owner_id: text = delivery.owner.id(),
+        secret: bytea = delivery.fresh.expose_bytes(),
+    }
+}
+
+columns! {
+    /// What became of a delivery.
+    TriedColumns "tried" of<'a> &'a TriedDelivery as tried {
+        id: uuid = tried.id,
+        state: text = tried.state().as_str(),
+        after: bigint or null = tried.after().map(micros),
+        status: integer or null = tried.status.map(i32::from),
+        error: text or null = tried.error,
     }
 }
 

@@ -13,7 +13,9 @@ use super::{
     read::StoreRow,
     sql::{Bound, Columns, Declared, Text, column, sparse_column},
 };
-use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Principal, Stop};
+use crate::job::{
+    self, Asked, Budget, CallbackUrl, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Principal, Stop,
+};
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
 /// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix. `asked by`
@@ -152,6 +154,7 @@ columns! {
         correlation_id: text or null = spec.correlation_id.as_deref(),
         message_id: text or null = spec.message_id.as_deref(),
         traceparent: text or null = spec.traceparent.as_deref(),
+        callback_url: text or null = spec.callback.as_ref().map(CallbackUrl::as_str),
     }
 }
 
@@ -181,6 +184,7 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
         correlation_id: row.read("correlation_id")?,
         message_id: row.read("message_id")?,
         traceparent: row.read("traceparent")?,
+        callback: row.parse_if_any("callback_url")?,
     })
 }
 

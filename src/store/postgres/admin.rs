@@ -52,6 +52,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (26, "event_listeners", include_str!("../../../migrations/postgres/0026_event_listeners.sql")),
     (27, "enqueue_function", include_str!("../../../migrations/postgres/0027_enqueue_function.sql")),
     (28, "tasks", include_str!("../../../migrations/postgres/0028_tasks.sql")),
+    (29, "callbacks", include_str!("../../../migrations/postgres/0029_callbacks.sql")),
 ];
 
 statements! { Postgres:

@@ -132,7 +132,7 @@ impl Events for PostgresStore {
 
 impl PostgresStore {
     /// Gives a position to each event that was recorded before this call, and returns the positions then.
-    async fn place_events(&self) -> Result<Positions> {
+    pub(super) async fn place_events(&self) -> Result<Positions> {
         if let Some(positions) = self.placed().await? {
             return Ok(positions);
         }
@@ -162,7 +162,7 @@ impl PostgresStore {
         if found.read("is_anything_new")? { Ok(None) } else { Positions::read(&found).map(Some) }
     }
 
-    async fn positions(&self) -> Result<Positions> {
+    pub(super) async fn positions(&self) -> Result<Positions> {
         let positions = self.other.fetch_first(sql::positions()).await?;
         Positions::read(&positions.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }

@@ -8,6 +8,7 @@ use crate::store::{
         BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, GOES_ON, HAS_FAILED, MAY_BE_OPENED, MAY_BE_REOPENED,
         SET_COUNTS, SUM_COUNTS,
     },
+    callbacks::{IS_FIRST_OF_SUBJECT, OWN_URL},
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -85,6 +86,18 @@ impl Dialect for Postgres {
         (
             "inbox",
             "kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues, attempts, held_reasons, error_kinds",
+        ),
+        ("is_first_of_subject", IS_FIRST_OF_SUBJECT),
+        // What signs for the owner of a callback `c`.
+        (
+            "signing_secrets",
+            "c.secret, c.previous_secret, c.previous_until, coalesce(c.previous_until > now(), false) as previous_signs",
+        ),
+        ("own_url", OWN_URL),
+        // Whether nothing is sent any more to a URL that answered so.
+        (
+            "is_given_up",
+            "(not {taken} and ({gone} or coalesce(failing_since < now() - {patience}::bigint * interval '1 microsecond', false)))",
         ),
         // Which of some jobs owe a reply, and are not locked by others.
         (

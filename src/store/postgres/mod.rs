@@ -35,6 +35,7 @@ mod answers;
 mod audit;
 mod batch;
 mod batches;
+mod callbacks;
 mod changes;
 mod checks;
 mod claims;

@@ -165,7 +165,7 @@ impl Events for SqliteStore {
 }
 
 impl SqliteStore {
-    async fn positions(&self) -> Result<Positions> {
+    pub(super) async fn positions(&self) -> Result<Positions> {
         let positions = self.reader.fetch_first(sql::positions()).await?;
         Positions::read(&positions.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }

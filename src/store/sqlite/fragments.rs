@@ -8,6 +8,7 @@ use crate::store::{
         BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, GOES_ON, HAS_FAILED, MAY_BE_OPENED, MAY_BE_REOPENED,
         SET_COUNTS, SUM_COUNTS,
     },
+    callbacks::{IS_FIRST_OF_SUBJECT, OWN_URL},
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -35,6 +36,13 @@ impl Dialect for Sqlite {
         ),
         ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > {now})"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
+        ("is_first_of_subject", IS_FIRST_OF_SUBJECT),
+        // What signs for the owner of a callback `c`.
+        (
+            "signing_secrets",
+            "c.secret, c.previous_secret, c.previous_until, coalesce(c.previous_until > {now}, 0) as previous_signs",
+        ),
+        ("own_url", OWN_URL),
         // What the holder of a claim knows.
         (
             "receipt",

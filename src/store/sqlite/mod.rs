@@ -37,6 +37,7 @@ mod answers;
 mod audit;
 mod batch_items;
 mod batches;
+mod callbacks;
 mod changes;
 mod checks;
 mod claims;

@@ -16,18 +16,23 @@ use std::{
 use async_trait::async_trait;
 use errand::{
     access::{AccessKey, NewKey, RANDOM_BYTES, Shown},
-    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, RequestId, WorkerId},
+    callback::Secret,
+    job::{
+        BatchId, CallbackUrl, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, RequestId, WorkerId,
+    },
     store::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AsRead,
         AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
-        Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
-        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, EventListener, Events, EventsAfter,
+        Bind, By, Callback, CallbackAnswer, Callbacks, CalledEvent, CalledJob, Census, Change, ChangeFilter,
+        Changes, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided,
+        Decider, Delivery, DeliveryFilter, Due, DueDelivery, Edited, EventListener, Events, EventsAfter,
         EventsOf, Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, InboxEntry, Inserted,
         JobControl, JobDecision, JobFilter, JobInbox, JobLists, JobView, Jobs, Leases, Looked, LostJob,
-        MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses,
-        Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat,
-        Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction,
-        TakenBatch, Task, UsedKey, Which, WorkerView,
+        MadeAction, Migrated, NewAction, NewBatch, NewDelivery, OldJob, OldMessage, OtherId, Page,
+        PausedQueue, Pauses, Pins, Place, Publications, PutOff, Recovery, Rejected, RejectedFilter,
+        RejectedView, Rejections, Repeat, Retention, Schema, Secrets, SeenJob, Step, Store, StoreError,
+        StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, Task, TriedDelivery, UsedKey, Which,
+        WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -488,6 +493,26 @@ pass_on!(Events {
     fn note_heard(&self, listener: EventListener, up_to: u64) -> ();
     fn remove_events(&self, age: Duration, limit: usize) -> u64;
     fn remove_events_of(&self, &owner: Owner, limit: usize) -> u64;
+});
+
+pass_on!(Callbacks {
+    fn set_callback(&self, &principal: Principal, &owner: Owner, url: Option<CallbackUrl>, &fresh: Secret, &by: Decider)
+        -> Option<Callback>;
+    fn callback_secrets(&self, &principal: Principal, &owner: Owner, &fresh: Secret, replaced: Option<Duration>, &by: Decider)
+        -> Option<Secrets>;
+    fn callbacks(&self, &principal: Principal, behind: Option<Owner>, limit: usize) -> Vec<Callback>;
+    fn called_events(&self, after: u64, limit: usize) -> EventsAfter<CalledEvent>;
+    fn add_deliveries(&self, &deliveries: [NewDelivery]) -> ();
+    fn due_deliveries(&self, &without: [Uuid], most: usize, limit: usize) -> Vec<DueDelivery>;
+    fn called_jobs(&self, &jobs: [JobId], most: usize) -> Vec<CalledJob>;
+    fn note_deliveries(&self, &tried: [TriedDelivery]) -> ();
+    fn note_callback(&self, &owner: Owner, &url: str, answer: CallbackAnswer, patience: Duration) -> bool;
+    fn deliveries(&self, &principal: Principal, &filter: DeliveryFilter, before: Option<Place>, limit: usize) -> Vec<Delivery>;
+    fn recover_deliveries(&self, &principal: Principal, &owner: Owner, &recovery: Recovery, limit: usize, &by: Decider)
+        -> (u64, Option<Place>);
+    fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> u64;
+    fn remove_deliveries_of(&self, &owner: Owner, limit: usize) -> u64;
+    fn remove_callback_of(&self, &owner: Owner) -> bool;
 });
 
 pass_on!(Retention {

@@ -30,6 +30,7 @@ pub(super) fn batch(principal: &Principal) -> NewBatch {
         deadline: None,
         stop: None,
         follow_up: None,
+        callback: None,
     }
 }
 

@@ -62,6 +62,7 @@ on_every_backend!(what_is_decided_about_many_jobs_and_about_queues_has_its_entry
         deadline: None,
         stop: None,
         follow_up: None,
+        callback: None,
     };
     let waiting = job(json!({"user_id": "user-1"}));
     t.store.add_batch(&batch, std::slice::from_ref(&waiting)).await.unwrap();

@@ -126,6 +126,7 @@ fn batch() -> NewBatch {
         deadline: None,
         stop: None,
         follow_up: None,
+        callback: None,
     }
 }
 

@@ -120,6 +120,7 @@ impl TestStore {
             deadline: None,
             stop: None,
             follow_up: None,
+            callback: None,
         };
         let items = [(); 2].map(|()| job(json!({owner.kind().field(): owner.id()})));
         self.store.add_batch(&batch, &items).await.unwrap();

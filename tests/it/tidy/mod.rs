@@ -23,7 +23,7 @@ const FLOORS: &[&[&str]] = &[
         "sync",
     ],
     &["job"],
-    &["access", "telemetry"],
+    &["access", "callback", "telemetry"],
     &["queue", "store", "tool"],
     &[
         "actions",
@@ -73,6 +73,7 @@ const OWNERS: &[(&str, &[&str])] = &[
         "reqwest",
         &[
             "src/http_client.rs",
+            "src/callback/",
             "src/tool/composio/",
             "src/cli/",
             "src/maintenance/ledger.rs",

@@ -1,0 +1,354 @@
+//! Callbacks, and the deliveries of events to URLs.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{
+    SqliteStore,
+    changes::{About, log},
+};
+use crate::{
+    callback::Secret,
+    job::{CallbackUrl, JobId, Owner, Principal},
+    store::{
+        Callback, CallbackAnswer, Callbacks, CalledEvent, CalledJob, ChangeKind, Decider, Delivery,
+        DeliveryFilter, DueDelivery, EventKind, EventsAfter, NewDelivery, Place, Recovery, Result, Secrets,
+        TriedDelivery,
+        callbacks::{callback, called, called_job, delivery, due, recovered, rotated, secrets, told},
+        changes::NewChange,
+        columns::{DeliveryColumns, PrincipalColumns, StretchColumns, TriedColumns},
+        convert::{micros, to_limit},
+        events::to_position,
+        history::refuse_decider,
+        job_filter::Stretch,
+        read::{StoreRow as _, readable},
+        sql::{One, statements},
+    },
+};
+
+statements! { Sqlite:
+    is_set(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, url: Option<&str>) = "select 1 from callbacks
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and url is {url} and disabled_at is null";
+
+    set(owner_kind: &str, owner_id: &str, url: Option<&str>, fresh: Vec<u8>, now: i64) = "insert into callbacks (owner_kind, owner_id, url, secret, set_at)
+    values ({owner_kind}, {owner_id}, {url}, {fresh}, {now})
+    on conflict (owner_kind, owner_id) do update set url = excluded.url, set_at = excluded.set_at, failing_since = null,
+        disabled_at = null, disabled_why = null
+    returning *";
+
+    ensure(owner_kind: &str, owner_id: &str, fresh: Vec<u8>, now: i64) = "insert into callbacks (owner_kind, owner_id, secret, set_at)
+    values ({owner_kind}, {owner_id}, {fresh}, {now}) on conflict do nothing";
+
+    secrets(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, now: i64) = "select {signing_secrets} from callbacks c
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}";
+
+    replace(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, fresh: Vec<u8>, overlap: i64, now: i64) = "update callbacks
+    set previous_secret = secret, secret = {fresh}, previous_until = {now} + {overlap}
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}";
+
+    callbacks(principal: One<'_, PrincipalColumns>, behind_kind: &str, behind_id: &str, limit: i64) = "select * from callbacks
+    where {may_see} and url is not null and (owner_kind, owner_id) > ({behind_kind}, {behind_id})
+    order by owner_kind, owner_id limit +{limit}";
+
+    called(after: i64, up_to: i64) = "select e.*, coalesce(j.callback_url, b.callback_url) as subject_url, c.url as owner_url
+    from events e
+    left join jobs j on j.id = e.job_id
+    left join batches b on b.id = e.batch_id and e.job_id is null
+    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id
+    where e.position > {after} and e.position <= {up_to} and e.owner_id is not null
+        and (j.callback_url is not null or b.callback_url is not null or c.url is not null)
+    order by e.position";
+
+    add(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, due_at)
+    values ({values delivery}, {now}, {now}) on conflict do nothing";
+
+    /// Receivers that have something to send are found one after the other by the index, however much each has.
+    due(without: &str, most: i64, limit: i64, now: i64) = "with recursive receivers (receiver) as (
+        select min(receiver) from deliveries where state = 'waiting'
+        union all
+        select (select min(d.receiver) from deliveries d where d.state = 'waiting' and d.receiver > r.receiver)
+        from receivers r where r.receiver is not null)
+    select d.*, {signing_secrets}, {own_url}
+    from receivers r
+    join deliveries d on d.id in (
+        select d.id from deliveries d where d.receiver = r.receiver and d.state = 'waiting' and d.due_at <= {now} and {is_first_of_subject}
+        order by d.due_at limit {most})
+    join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
+    where r.receiver is not null and r.receiver not in (select unhex(value) from json_each({without}))
+    order by row_number() over (partition by d.owner_kind, d.owner_id order by d.due_at), d.due_at limit +{limit}";
+
+    called_job(id: Uuid, most: i64) = "select {job}, case when octet_length(result) <= {most} then result end as result,
+        case when octet_length(result) > {most} then octet_length(result) end as left_out
+    from jobs where id = {id}";
+
+    note(tried: One<'_, TriedColumns>, now: i64) = "update deliveries set state = {state}, due_at = {now} + {after}, tries = tries + 1,
+        last_status = {status}, last_error = {error}, tried_at = {now}, finished_at = case when {state} <> 'waiting' then {now} end
+    where id = {id} and state = 'waiting'";
+
+    note_callback(owner_kind: &str, owner_id: &str, url: &str, taken: bool, gone: bool, patience: i64, now: i64) = "update callbacks
+    set failing_since = case when not {taken} then coalesce(failing_since, {now}) end,
+        disabled_at = case when {is_given_up} then {now} end,
+        disabled_why = case when {is_given_up} then case when {gone} then 'gone' else 'failing' end end,
+        events = events + {is_given_up}
+    where owner_kind = {owner_kind} and owner_id = {owner_id} and url = {url} and disabled_at is null
+    returning disabled_at is not null as is_disabled";
+
+    record_disabled(owner_kind: &str, owner_id: &str, kind: &str, now: i64) = "insert into events (at, kind, sequence, owner_kind, owner_id)
+    select {now}, {kind}, events, owner_kind, owner_id from callbacks where owner_kind = {owner_kind} and owner_id = {owner_id}";
+
+    deliveries(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, wanted_state: Option<&str>, limit: i64) = "select * from deliveries
+    where {may_see} and {in_order} and ({wanted_state} is null or state = {wanted_state})
+    order by created_at desc, id desc limit +{limit}";
+
+    deliveries_of_owner(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, wanted_state: Option<&str>, limit: i64) = "select * from deliveries
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order} and ({wanted_state} is null or state = {wanted_state})
+    order by created_at desc, id desc limit +{limit}";
+
+    to_recover(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, delivered: bool, limit: i64) = "select id, created_at,
+        count(*) over () as deliveries from (
+        select id, created_at from deliveries
+        where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
+            and (state = 'failed' or {delivered} and state = 'delivered')
+        order by created_at desc, id desc limit {limit}) order by created_at, id";
+
+    recover(delivery_id: Uuid, now: i64) = "update deliveries set state = 'waiting', due_at = {now}, tries = 0, finished_at = null
+    where id = {delivery_id}";
+
+    remove(ended_for: i64, limit: i64, now: i64) = "delete from deliveries where id in (
+        select id from deliveries where finished_at < {now} - {ended_for} order by finished_at limit +{limit})";
+
+    remove_of(owner_kind: &str, owner_id: &str, limit: i64) = "delete from deliveries where id in (
+        select id from deliveries where owner_kind = {owner_kind} and owner_id = {owner_id} order by created_at limit +{limit})";
+
+    remove_callback(owner_kind: &str, owner_id: &str) =
+    "delete from callbacks where owner_kind = {owner_kind} and owner_id = {owner_id}";
+}
+
+#[async_trait]
+impl Callbacks for SqliteStore {
+    async fn set_callback(
+        &self,
+        principal: &Principal,
+        owner: &Owner,
+        url: Option<CallbackUrl>,
+        fresh: &Secret,
+        by: &Decider,
+    ) -> Result<Option<Callback>> {
+        if !principal.may_see(owner) {
+            return Ok(None);
+        }
+        refuse_decider(by)?;
+        let (principal, owner, by) = (principal.clone(), owner.clone(), by.clone());
+        let secret = fresh.expose_bytes().to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                let text = url.as_ref().map(CallbackUrl::as_str);
+                let was = sql::is_set(One(&principal), kind, id, text).fetch_optional(&mut *db).await?;
+                let set = sql::set(kind, id, text, secret, now).fetch_one(&mut *db).await?;
+                if was.is_none() {
+                    let change = NewChange::new(ChangeKind::CallbackSet, &principal, &by);
+                    log_callback(db, now, &change, &owner, &told(url.as_ref())).await?;
+                }
+                callback(&set).map(Some)
+            })
+        })
+        .await
+    }
+
+    async fn callback_secrets(
+        &self,
+        principal: &Principal,
+        owner: &Owner,
+        fresh: &Secret,
+        replaced: Option<Duration>,
+        by: &Decider,
+    ) -> Result<Option<Secrets>> {
+        if !principal.may_see(owner) {
+            return Ok(None);
+        }
+        refuse_decider(by)?;
+        let (principal, owner, by) = (principal.clone(), owner.clone(), by.clone());
+        let secret = fresh.expose_bytes().to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                sql::ensure(kind, id, secret.clone(), now).execute(&mut *db).await?;
+                if let Some(overlap) = replaced {
+                    let replace = sql::replace(One(&principal), kind, id, secret, micros(overlap), now);
+                    replace.execute(&mut *db).await?;
+                    let change = NewChange::new(ChangeKind::CallbackRotated, &principal, &by);
+                    log_callback(db, now, &change, &owner, &rotated(overlap)).await?;
+                }
+                let found = sql::secrets(One(&principal), kind, id, now).fetch_optional(&mut *db).await?;
+                found.as_ref().map(secrets).transpose()
+            })
+        })
+        .await
+    }
+
+    async fn callbacks(
+        &self,
+        principal: &Principal,
+        behind: Option<Owner>,
+        limit: usize,
+    ) -> Result<Vec<Callback>> {
+        let (kind, id) = behind.as_ref().map_or(("", ""), |owner| (owner.kind().as_str(), owner.id()));
+        let query = sql::callbacks(One(principal), kind, id, to_limit(limit));
+        Ok(readable(&self.reader.fetch(query).await?, callback))
+    }
+
+    async fn called_events(&self, after: u64, limit: usize) -> Result<EventsAfter<CalledEvent>> {
+        let before = self.positions().await?;
+        let next = before.page(after, limit);
+        let rows = self.reader.fetch(sql::called(to_position(after), to_position(next))).await?;
+        Ok(before.behind(Some(after), self.positions().await?, called(&rows), next))
+    }
+
+    async fn add_deliveries(&self, deliveries: &[NewDelivery]) -> Result<()> {
+        let deliveries = deliveries.to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                for delivery in &deliveries {
+                    let (kind, id) = (delivery.owner.kind().as_str(), delivery.owner.id());
+                    let secret = delivery.fresh.expose_bytes().to_vec();
+                    sql::ensure(kind, id, secret, now).execute(&mut *db).await?;
+                    sql::add(One(delivery), now).execute(&mut *db).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn due_deliveries(&self, without: &[Uuid], most: usize, limit: usize) -> Result<Vec<DueDelivery>> {
+        let without: Vec<_> = without.iter().map(|receiver| receiver.simple().to_string()).collect();
+        let without = serde_json::to_string(&without).unwrap_or_default();
+        let query = sql::due(&without, to_limit(most), to_limit(limit), self.now_micros());
+        Ok(readable(&self.reader.fetch(query).await?, due))
+    }
+
+    async fn called_jobs(&self, jobs: &[JobId], most: usize) -> Result<Vec<CalledJob>> {
+        let mut found = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            found.extend(self.reader.fetch_first(sql::called_job(job.0, to_limit(most))).await?);
+        }
+        Ok(readable(&found, called_job))
+    }
+
+    async fn note_deliveries(&self, tried: &[TriedDelivery]) -> Result<()> {
+        self.write_each(tried.to_vec(), |tried, now| sql::note(One(tried), now)).await.map(drop)
+    }
+
+    async fn note_callback(
+        &self,
+        owner: &Owner,
+        url: &str,
+        answer: CallbackAnswer,
+        patience: Duration,
+    ) -> Result<bool> {
+        let (owner, url, patience) = (owner.clone(), url.to_owned(), micros(patience));
+        let (taken, gone) = (answer == CallbackAnswer::Taken, answer == CallbackAnswer::Gone);
+        let records = self.recorder.0;
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                let note = sql::note_callback(kind, id, &url, taken, gone, patience, now);
+                let noted = note.fetch_optional(&mut *db).await?;
+                let is_disabled = noted.map_or(Ok(false), |noted| noted.read("is_disabled"))?;
+                if is_disabled && records {
+                    let event = EventKind::CallbackDisabled.as_str();
+                    sql::record_disabled(kind, id, event, now).execute(&mut *db).await?;
+                }
+                Ok(is_disabled)
+            })
+        })
+        .await
+    }
+
+    async fn deliveries(
+        &self,
+        principal: &Principal,
+        filter: &DeliveryFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Vec<Delivery>> {
+        let stretch = Stretch::between(None, None, before);
+        let (state, limit) = (filter.state.map(|state| state.as_str()), to_limit(limit));
+        let query = match filter.owner.as_ref().or(principal.owner()) {
+            None => sql::deliveries(One(principal), One(&stretch), state, limit),
+            Some(owner) => {
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                sql::deliveries_of_owner(One(principal), One(&stretch), kind, id, state, limit)
+            }
+        };
+        Ok(readable(&self.reader.fetch(query).await?, delivery))
+    }
+
+    async fn recover_deliveries(
+        &self,
+        principal: &Principal,
+        owner: &Owner,
+        recovery: &Recovery,
+        limit: usize,
+        by: &Decider,
+    ) -> Result<(u64, Option<Place>)> {
+        refuse_decider(by)?;
+        let (principal, owner, recovery, by) =
+            (principal.clone(), owner.clone(), recovery.clone(), by.clone());
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let stretch = Stretch::between(Some(recovery.since), None, recovery.before);
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                let (one, stretch) = (One(&principal), One(&stretch));
+                let query = sql::to_recover(one, stretch, kind, id, recovery.delivered, to_limit(limit));
+                let found = query.fetch_all(&mut *db).await?;
+                let Some(oldest) = found.first() else { return Ok((0, None)) };
+                for row in &found {
+                    sql::recover(row.read("id")?, now).execute(&mut *db).await?;
+                }
+                let recovered = recovered(oldest, limit)?;
+                let change = NewChange::new(ChangeKind::CallbackRecovered, &principal, &by);
+                let after = serde_json::json!({ "deliveries": recovered.0 }).to_string();
+                log_callback(db, now, &change, &owner, &after).await?;
+                Ok(recovered)
+            })
+        })
+        .await
+    }
+
+    async fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> Result<u64> {
+        let (ended_for, limit) = (micros(ended_for), to_limit(limit));
+        self.write_one(move |now| sql::remove(ended_for, limit, now)).await
+    }
+
+    async fn remove_deliveries_of(&self, owner: &Owner, limit: usize) -> Result<u64> {
+        let query = sql::remove_of(owner.kind().as_str(), owner.id(), to_limit(limit));
+        self.write_one(|_| query).await
+    }
+
+    async fn remove_callback_of(&self, owner: &Owner) -> Result<bool> {
+        let query = sql::remove_callback(owner.kind().as_str(), owner.id());
+        Ok(self.write_one(|_| query).await? > 0)
+    }
+}
+
+async fn log_callback(
+    db: &mut SqliteConnection,
+    now: i64,
+    change: &NewChange<'_>,
+    owner: &Owner,
+    after: &str,
+) -> Result<()> {
+    let about = About {
+        owner_kind: Some(owner.kind().as_str()),
+        owner_id: Some(owner.id()),
+        object: Some(owner.id()),
+        before: None,
+        after: Some(after),
+    };
+    log(db, now, change, about).await
+}
