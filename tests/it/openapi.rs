@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// An API on a SQLite file.
-async fn embedded() -> (Api, TempDir) {
+pub(crate) async fn embedded() -> (Api, TempDir) {
     let folder = in_memory("errand-openapi-");
     let url = format!("sqlite://{}", folder.path().join("errand.db").display());
     let env = [("DATABASE_URL".to_owned(), url)];
