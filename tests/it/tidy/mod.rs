@@ -313,7 +313,7 @@ fn bullets(page: &str) -> Vec<String> {
 
 /// The folders with the sources of the workspace.
 fn crates() -> Vec<String> {
-    let mut folders = vec!["src".to_owned()];
+    let mut folders = vec!["src".to_owned(), "examples/rust/src".to_owned()];
     for name in ["lab", "sandbox", "testbed"] {
         folders.push(format!("crates/{name}/src"));
     }
