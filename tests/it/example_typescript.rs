@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     api::served_by,
     event_streams::RECORDS,
-    examples::{SERVES, follows_a_batch, output},
+    examples::{SERVES, followed, output, told_once},
     harness::{Harness, PATIENCE},
     openapi::embedded,
     support::{self, wait::until},
@@ -75,7 +75,7 @@ async fn the_example_in_typescript_does_what_its_page_says() {
 async fn the_example_in_typescript_follows_a_batch_through_lost_connections() {
     compiled().await;
     let follows = |url: &str, id: &str| node(&["--input-type=module", "--eval", FOLLOWS, url, id], &[]);
-    follows_a_batch("shop-ts-cut", follows, "null").await;
+    told_once(followed("shop-ts-cut", follows).await.lines(), "null");
 }
 
 #[tokio::test(flavor = "multi_thread")]

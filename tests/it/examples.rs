@@ -62,12 +62,24 @@ async fn the_example_in_python_does_what_its_page_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_in_python_follows_a_batch_through_lost_connections() {
-    follows_a_batch("shop-cut", |url, id| example(&["-c", FOLLOWS, url, id], &[]), "None").await;
+    let said = followed("shop-cut", |url, id| example(&["-c", FOLLOWS, url, id], &[])).await;
+    told_once(said.lines(), "None");
 }
 
-/// That each event of a batch is told once by a program that follows it at this address, though its connections are lost. It
-/// prints `type job` for each, and for a job that there is not, what its language says.
-pub(crate) async fn follows_a_batch(hint: &str, program: impl FnOnce(&str, &str) -> Command, none: &str) {
+/// That each event of a batch of fifteen jobs is told once, as `type job`. For a job that there is not, each language has its word.
+pub(crate) fn told_once<'a>(lines: impl Iterator<Item = &'a str>, none: &str) {
+    let lines: Vec<&str> = lines.collect();
+    let mut jobs: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("job.succeeded ")).collect();
+    let told = jobs.len();
+    jobs.sort_unstable();
+    jobs.dedup();
+    let last = format!("batch.completed {none}");
+    assert_eq!((told, jobs.len(), lines.last()), (15, 15, Some(&last.as_str())), "{lines:?}");
+}
+
+/// What a program says that follows a batch of fifteen jobs at this address, and whose connection is cut twice: a line for each
+/// event.
+pub(crate) async fn followed(hint: &str, program: impl FnOnce(&str, &str) -> Command) -> String {
     let harness = Harness::new(hint, "").await;
     let api = served_by(harness.worker(&[SERVES, (RECORDS[0], RECORDS[1])]).await).await;
     let proxy = support::start_proxy(port(&api.base)).await;
@@ -93,11 +105,5 @@ pub(crate) async fn follows_a_batch(hint: &str, program: impl FnOnce(&str, &str)
     api.post(&format!("/v1/batches/{id}/seal"), &json!({})).await;
     let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     assert!(ended.success());
-    let said = said();
-    let mut jobs: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("job.succeeded ")).collect();
-    let told = jobs.len();
-    jobs.sort_unstable();
-    jobs.dedup();
-    let last = format!("batch.completed {none}");
-    assert_eq!((told, jobs.len(), said.lines().last()), (15, 15, Some(last.as_str())), "{said}");
+    said()
 }

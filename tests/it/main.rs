@@ -49,6 +49,8 @@ mod event_messages;
 mod event_stream_faults;
 mod event_streams;
 mod events_at_server;
+mod example_rust;
+mod example_typescript;
 mod examples;
 mod expiry;
 mod flow;
