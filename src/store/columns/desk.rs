@@ -73,8 +73,8 @@ columns! {
         id: uuid = tried.id,
         state: text = tried.state().as_str(),
         after: bigint or null = tried.after().map(micros),
-        status: integer or null = tried.status.map(i32::from),
-        error: text or null = tried.error,
+        last_status: integer or null = tried.status.map(i32::from),
+        last_error: text or null = tried.error,
     }
 }
 

@@ -93,7 +93,7 @@ statements! { Postgres:
     from jobs where id = any({ids})";
 
     note(tried: Rows<'_, TriedColumns>) = "update deliveries d set state = i.state,
-        due_at = now() + i.after * interval '1 microsecond', tries = tries + 1, last_status = i.status, last_error = i.error,
+        due_at = now() + i.after * interval '1 microsecond', tries = tries + 1, last_status = i.last_status, last_error = i.last_error,
         tried_at = now(), finished_at = case when i.state <> 'waiting' then now() end
     from {rows} where d.id = i.id and d.state = 'waiting'";
 

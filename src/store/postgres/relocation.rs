@@ -3,6 +3,8 @@
 //! Builds before migration 16 made them in the first schema of the session's `search_path`, which is `public` mostly,
 //! among the tables of whoever else uses the database.
 
+use std::collections::HashSet;
+
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction,
     migrate::{AppliedMigration, Migrate as _, Migration},
@@ -209,8 +211,11 @@ impl Place {
         applied: &[&Migration],
     ) -> Result<(), Failed> {
         let from = &self.quoted;
-        let made: Vec<(&str, &str)> =
+        let mut made: Vec<(&str, &str)> =
             applied.iter().flat_map(|migration| made(migration.sql.as_str())).collect();
+        // What a later migration replaces is one thing.
+        let mut known = HashSet::new();
+        made.retain(|thing| known.insert(*thing));
         execute(db, format!("lock table {from}.{TABLE} in access exclusive mode")).await?;
         if made.contains(&("table", "workers")) {
             // A worker that beats meanwhile waits, and then finds no table.

@@ -75,7 +75,7 @@ statements! { Sqlite:
     from receivers r
     join deliveries d on d.id in (
         select d.id from deliveries d where d.receiver = r.receiver and d.state = 'waiting' and d.due_at <= {now} and {is_first_of_subject}
-        order by d.due_at limit {most})
+        order by d.due_at limit +{most})
     join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
     where r.receiver is not null and r.receiver not in (select unhex(value) from json_each({without}))
     order by row_number() over (partition by d.owner_kind, d.owner_id order by d.due_at), d.due_at limit +{limit}";
@@ -85,7 +85,7 @@ statements! { Sqlite:
     from jobs where id = {id}";
 
     note(tried: One<'_, TriedColumns>, now: i64) = "update deliveries set state = {state}, due_at = {now} + {after}, tries = tries + 1,
-        last_status = {status}, last_error = {error}, tried_at = {now}, finished_at = case when {state} <> 'waiting' then {now} end
+        last_status = {last_status}, last_error = {last_error}, tried_at = {now}, finished_at = case when {state} <> 'waiting' then {now} end
     where id = {id} and state = 'waiting'";
 
     note_callback(owner_kind: &str, owner_id: &str, url: &str, taken: bool, gone: bool, patience: i64, now: i64) = "update callbacks
@@ -112,7 +112,7 @@ statements! { Sqlite:
         select id, created_at from deliveries
         where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
             and (state = 'failed' or {delivered} and state = 'delivered')
-        order by created_at desc, id desc limit {limit}) order by created_at, id";
+        order by created_at desc, id desc limit +{limit}) order by created_at, id";
 
     recover(delivery_id: Uuid, now: i64) = "update deliveries set state = 'waiting', due_at = {now}, tries = 0, finished_at = null
     where id = {delivery_id}";

@@ -43,6 +43,11 @@ impl Dialect for Sqlite {
             "c.secret, c.previous_secret, c.previous_until, coalesce(c.previous_until > {now}, 0) as previous_signs",
         ),
         ("own_url", OWN_URL),
+        // Whether nothing is sent any more to a URL that answered so.
+        (
+            "is_given_up",
+            "(not {taken} and ({gone} or coalesce(failing_since < {now} - {patience}, 0)))",
+        ),
         // What the holder of a claim knows.
         (
             "receipt",

@@ -185,12 +185,22 @@ impl Environment {
         arguments: &[String],
         records_events: bool,
     ) -> Result<Process> {
+        let is_published = if self.queue.is_some() { "true" } else { "false" };
+        let recording = [("ERRAND__EVENTS__RECORD", "all"), ("ERRAND__EVENTS__EXCHANGE", is_published)];
+        let settings: &[_] = if records_events { &recording } else { &[] };
+        self.start_with(program, role, arguments, settings)
+    }
+
+    /// Starts a contender here, with settings of its own.
+    pub(super) fn start_with(
+        &self,
+        program: &Path,
+        role: Role,
+        arguments: &[String],
+        settings: &[(&'static str, &str)],
+    ) -> Result<Process> {
         let mut variables = self.variables()?.to_vec();
-        if records_events {
-            variables.push(("ERRAND__EVENTS__RECORD", "all"));
-            let is_published = if self.queue.is_some() { "true" } else { "false" };
-            variables.push(("ERRAND__EVENTS__EXCHANGE", is_published));
-        }
+        variables.extend_from_slice(settings);
         Process::start(program, role, arguments, &variables)
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Args {
         value_enum,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "enqueue,batches,waiters,streams,lists,sql"
+        default_value = "enqueue,batches,waiters,streams,lists,sql,callbacks"
     )]
     figures: Vec<Figure>,
     /// How often jobs one by one, batches and what stands beside them are measured.

@@ -55,6 +55,51 @@ const HELD: &str = "insert into jobs (id, digest, owner_kind, owner_id, tool, ar
         'connect the toolkit'
     from generate_series(1, $1::bigint) as n";
 
+/// How many events there are for callbacks, and of how many owners.
+pub(super) const CALLED: Called = Called { events: 20_000, owners: 20 };
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Called {
+    pub(super) events: i64,
+    pub(super) owners: i64,
+}
+
+/// Owners with a callback each, whose receivers are all at one URL.
+const CALLBACKS: &str = "insert into callbacks (owner_kind, owner_id, url, secret)
+    select 'user', 'called-' || n, $1 || 'called-' || n, decode(md5(n::text) || md5(n::text), 'hex')
+    from generate_series(1, $2) as n";
+
+/// Their jobs, which have ended.
+const CALLED_JOBS: &str = "insert into jobs (id, digest, owner_kind, owner_id, tool, arguments, queue, priority, tags, toolkit,
+        toolkit_version, pinned_by, frozen_effect, state, created_at, published, fence, attempt, spent, request_id, started_at,
+        result, log_id, http_status, finished_at, events)
+    select md5('called' || n)::uuid, decode(md5(n::text), 'hex'), 'user', 'called-' || n % $2 + 1, 'BENCH_TOOL',
+        json_build_object('record_id', n), 'default', 0, '{}', 'toolkit', '20250101_00', 'config', 'once', 'succeeded', now(), 1, 1, 1, 1,
+        gen_random_uuid(), now(), json_build_object('id', n, 'full_name', 'acme/bench'), 'log_' || n, 200, now(), 1
+    from generate_series(1, $1) as n";
+
+/// What became of them.
+const CALLED_EVENTS: &str = "with placed as (
+        insert into events (position, at, kind, sequence, job_id, owner_kind, owner_id, tool, toolkit, queue, attempt)
+        select row_number() over (), finished_at, 'job.succeeded', 1, id, owner_kind, owner_id, tool, toolkit, queue, attempt
+        from jobs where owner_id like 'called-%' returning position)
+    update event_positions set last = (select max(position) from placed)";
+
+/// From the first event on.
+const FROM_THE_FIRST: &str = "insert into event_listeners (name, position) values ('callbacks', 0)";
+
+/// An owner whose receiver has not taken anything yet.
+const UNTAKEN: &str = "with owner as (
+        insert into callbacks (owner_kind, owner_id, url, secret) values ('user', 'untaken', $1, decode(md5('') || md5(''), 'hex')))
+    insert into deliveries (id, receiver, owner_kind, owner_id, url, event_id, kind, event, subject, sequence)
+    select md5('untaken' || n)::uuid, md5('receiver')::uuid, 'user', 'untaken', $1, gen_random_uuid(), 'job.succeeded',
+        '{\"type\":\"job.succeeded\",\"at\":\"2026-01-31T12:00:00Z\",\"attempt\":1}', gen_random_uuid(), 1
+    from generate_series(1, $2) as n";
+
+const TAKEN: &str =
+    "select count(*), coalesce(extract(epoch from max(finished_at) - min(finished_at)), 0)::float8
+    from deliveries where state = 'delivered' and owner_id <> 'untaken'";
+
 /// As many jobs as a page has, where nothing is asked.
 const NEWEST: &str = "select * from jobs order by created_at desc, id desc limit 50";
 
@@ -146,6 +191,30 @@ impl BenchStore {
         sqlx::query(HELD).bind(all / 1000).execute(pool).await?;
         sqlx::query("analyze jobs").execute(pool).await?;
         Ok(())
+    }
+
+    /// Fills the tables with events that are to be sent to this URL.
+    pub(super) async fn call(&self, url: &str) -> Result<()> {
+        let pool = self.postgres()?;
+        sqlx::query(CALLBACKS).bind(format!("{url}/")).bind(CALLED.owners).execute(pool).await?;
+        sqlx::query(CALLED_JOBS).bind(CALLED.events).bind(CALLED.owners).execute(pool).await?;
+        for statement in [CALLED_EVENTS, FROM_THE_FIRST, "analyze jobs, events"] {
+            sqlx::query(statement).execute(pool).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets deliveries wait for a receiver.
+    pub(super) async fn wait_for(&self, url: &str, deliveries: i64) -> Result<()> {
+        sqlx::query(UNTAKEN).bind(url).bind(deliveries).execute(self.postgres()?).await?;
+        sqlx::query("analyze deliveries").execute(self.postgres()?).await?;
+        Ok(())
+    }
+
+    /// How many callbacks were taken, and in how many seconds.
+    pub(super) async fn taken(&self) -> Result<(i64, f64)> {
+        let row = sqlx::query(TAKEN).fetch_one(self.postgres()?).await?;
+        Ok((row.try_get(0)?, row.try_get(1)?))
     }
 
     /// Reads the newest fifty jobs, as a list without a filter does.

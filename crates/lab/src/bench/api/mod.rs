@@ -7,6 +7,7 @@
 mod bare;
 mod batches;
 mod by_sql;
+mod callbacks;
 mod client;
 mod enqueue;
 mod fill;
@@ -71,6 +72,8 @@ pub(crate) enum Figure {
     Lists,
     /// Jobs that are enqueued by the SQL function: how many, and how soon they start.
     Sql,
+    /// Callbacks to receivers that take 50 ms, alone and beside one that never answers.
+    Callbacks,
 }
 
 /// Measures everything, telling `progress` what it is doing. When `stop` is cancelled, everything
@@ -112,6 +115,9 @@ pub(crate) async fn run(
     }
     if is_wanted(Figure::Sql) {
         report.by_sql = Some(by_sql::measure(bench, &progress).await?);
+    }
+    if is_wanted(Figure::Callbacks) {
+        report.callbacks = Some(callbacks::measure(bench, &progress).await?);
     }
     Ok(report)
 }

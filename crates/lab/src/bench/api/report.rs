@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{
     batches::Batches,
     by_sql::BySql,
+    callbacks::Callbacks,
     enqueue::{Enqueue, Latency},
     held::Held,
     lists::Lists,
@@ -20,12 +21,13 @@ pub(crate) struct Report {
     pub(super) streams: Option<Held>,
     pub(super) lists: Option<Lists>,
     pub(super) by_sql: Option<BySql>,
+    pub(super) callbacks: Option<Callbacks>,
 }
 
 impl Report {
     /// The report as text.
     pub(crate) fn text(&self) -> String {
-        let Self { enqueue, batches, waiters, streams, lists, by_sql } = self;
+        let Self { enqueue, batches, waiters, streams, lists, by_sql, callbacks } = self;
         let parts = [
             enqueue.as_ref().map(Enqueue::text),
             batches.as_ref().map(Batches::text),
@@ -33,6 +35,7 @@ impl Report {
             streams.as_ref().map(|held| held.text("streams of events")),
             lists.as_ref().map(Lists::text),
             by_sql.as_ref().map(BySql::text),
+            callbacks.as_ref().map(Callbacks::text),
         ];
         parts.into_iter().flatten().collect()
     }
@@ -86,6 +89,22 @@ impl BySql {
             "jobs by SQL from {connections} connections, {per_transaction} in a transaction: {:.0}/s (from {:.0} to {:.0})\n\
              one by one at an even {pace:.0}/s, they start after their commit: p50 {:.1} ms, p99 {:.1} ms (from {:.1} to {:.1})\n",
             rate.median, rate.lowest, rate.highest, p50.median, p99.median, p99.lowest, p99.highest
+        )
+    }
+}
+
+impl Callbacks {
+    fn text(&self) -> String {
+        let Self { events, owners, alone, waiting, beside_the_dead, ratio } = self;
+        format!(
+            "{events} callbacks of {owners} owners to receivers that take 50 ms: {:.0}/s (from {:.0} to {:.0})\n\
+             beside {waiting} for a receiver that never answers: {:.0}/s (from {:.0} to {:.0}); ratio {ratio}\n",
+            alone.median,
+            alone.lowest,
+            alone.highest,
+            beside_the_dead.median,
+            beside_the_dead.lowest,
+            beside_the_dead.highest
         )
     }
 }
