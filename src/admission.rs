@@ -265,6 +265,10 @@ impl Admission {
     /// Checks a job by itself, by what the settings allow.
     pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), Unfit> {
         self.rules.check(spec, now)?;
+        if spec.callback.is_some() && !self.rules.sends_callbacks {
+            let what = "`callback` would tell nothing, because no callbacks are sent (`callbacks.enabled`); leave it out, or ask the operator";
+            return Err(Unfit::new("callback", ErrorKind::InvalidJob, what));
+        }
         let refused = |error: EnvelopeError| Unfit::new("reply_to", ErrorKind::InvalidJob, error.message);
         self.rules.replies.check(spec).map_err(refused)
     }

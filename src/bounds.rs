@@ -102,3 +102,7 @@ pub const MAX_REASON_CHARS: usize = 500;
 
 /// Longest name of somebody who decides about a job, in characters.
 pub const MAX_DECIDER_CHARS: usize = 128;
+
+/// When a delivery of an event is given up that waits, since it was made or asked for again: its schedule is over by then, unless its
+/// receiver takes too little.
+pub const DELIVERIES_EXPIRE_AFTER: Duration = Duration::from_secs(4 * 24 * 3_600);

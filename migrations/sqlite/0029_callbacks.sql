@@ -25,40 +25,61 @@ create table callbacks (
     primary key (owner_kind, owner_id)
 );
 
+-- Whoever something is sent to: an owner's URLs of one host and port.
+create table receivers (
+    -- Made of these.
+    id         blob primary key not null,
+    owner_kind text not null,
+    owner_id   text not null,
+    -- When it is looked at for what is due; null: nothing waits for it.
+    next_at    integer,
+    -- Whether it has taken anything.
+    is_proven  boolean not null default false,
+    -- How often in a row it has not taken what it was sent. Meanwhile it is tried seldom, whatever is due.
+    failures   integer not null default 0
+);
+
+create index receivers_next on receivers (next_at) where next_at is not null;
+create index receivers_owner on receivers (owner_kind, owner_id);
+
 -- An event that is sent to a URL, once it is known that it has to be.
 create table deliveries (
     -- Made of the event and the URL.
-    id          blob primary key not null,
-    -- Whoever it is sent to: made of the owner, and of the host and port of the URL.
-    receiver    blob not null,
-    owner_kind  text not null,
-    owner_id    text not null,
-    url         text not null,
-    event_id    blob not null,
-    kind        text not null,
+    id            blob primary key not null,
+    receiver      blob not null,
+    owner_kind    text not null,
+    owner_id      text not null,
+    url           text not null,
+    event_id      blob not null,
+    kind          text not null,
     -- As it is told, so that it can be sent when the event itself was removed for its age.
-    event       text not null,
-    -- The job or batch whose event it is, and which one of it.
-    subject     blob not null,
-    sequence    integer not null,
-    job_id      blob,
-    batch_id    blob,
-    state       text not null default 'waiting',
-    created_at  integer not null,
-    due_at      integer,
-    tries       integer not null default 0,
-    last_status integer,
-    last_error  text,
-    tried_at    integer,
-    finished_at integer,
+    event         text not null,
+    -- The job or batch whose event it is, and where it is in the order of events.
+    subject       blob not null,
+    position      integer not null,
+    job_id        blob,
+    batch_id      blob,
+    state         text not null default 'waiting',
+    created_at    integer not null,
+    -- Since when it waits: since it was made, or since somebody asked for it again.
+    waiting_since integer not null,
+    due_at        integer,
+    tries         integer not null default 0,
+    last_status   integer,
+    last_error    text,
+    tried_at      integer,
+    finished_at   integer,
 
     constraint deliveries_wait_or_are_final check ((state = 'waiting') = (due_at is not null) and (due_at is null) = (finished_at is not null))
 );
 
 create index deliveries_due on deliveries (receiver, due_at) where state = 'waiting';
-create index deliveries_in_order on deliveries (subject, sequence) where state = 'waiting';
+create index deliveries_in_order on deliveries (subject, position) where state = 'waiting';
+create index deliveries_waiting on deliveries (waiting_since) where state = 'waiting';
 create index deliveries_owner on deliveries (owner_kind, owner_id, created_at, id);
 create index deliveries_created on deliveries (created_at, id);
+create index deliveries_failed_of_owner on deliveries (owner_kind, owner_id, created_at, id) where state = 'failed';
+create index deliveries_failed on deliveries (created_at, id) where state = 'failed';
 create index deliveries_finished on deliveries (finished_at) where finished_at is not null;
 
 -- That a callback was disabled is an event of its owner's, about neither a job nor a batch. SQLite changes no constraint of a table, so

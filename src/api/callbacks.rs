@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::{Extension, Request, State},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -16,7 +17,10 @@ use utoipa::{
 
 use super::{
     caller::Caller,
-    described::{OfAnyRequest, OfCallbacks, OfItsBody, OfItsContent, cursor, number, optional, owner, words},
+    described::{
+        OfAnyRequest, OfCallbacks, OfItsBody, OfItsContent, OfTheState, cursor, number, optional, owner,
+        words,
+    },
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, moment_in_json, named_owner, optional_json, parsed},
     shared::Shared,
@@ -168,8 +172,8 @@ pub(super) async fn list(
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
-    /// Up to 1,024 bytes, `http` or `https`; `null`: nowhere.
-    #[schema(example = "https://app.example.com/errand", max_length = 1024)]
+    /// Up to 1,024 bytes, `http` or `https`.
+    #[schema(value_type = String, example = "https://app.example.com/errand", max_length = 1024)]
     url: Option<String>,
 }
 
@@ -190,18 +194,35 @@ pub(super) async fn set(
     let manager = caller.may(Scope::Manage)?;
     let owner = whose(manager, &request)?;
     let Wanted { url } = optional_json(request).await?;
-    let url: Option<CallbackUrl> = match url {
-        Some(url) => {
-            shared.parts.needs_callbacks()?;
-            let bad = |error| Problem::new(Kind::BadRequest, format!("`url` {error}"));
-            Some(url.parse().map_err(bad)?)
-        }
-        None => None,
-    };
+    shared.parts.needs_callbacks()?;
+    let bad = |what: String| Problem::new(Kind::BadRequest, what);
+    let url = url.ok_or_else(|| bad("`url` is missing; DELETE takes it away".to_owned()))?;
+    let url: CallbackUrl = url.parse().map_err(|error| bad(format!("`url` {error}")))?;
     let fresh = fresh()?;
-    let set = shared.parts.store.set_callback(manager, &owner, url, &fresh, caller.decider());
+    let set = shared.parts.store.set_callback(manager, &owner, Some(url), &fresh, caller.decider());
     let callback = set.await?.ok_or_else(Problem::no_callback)?;
     Ok(Json(CallbackJson::of(&callback)).into_response())
+}
+
+/// Sends an owner's events nowhere any more
+///
+/// But to where jobs and batches name. What waits is still sent.
+#[utoipa::path(
+    delete, path = "/v1/callbacks", operation_id = "removeCallback", security(("bearer" = ["manage"])),
+    params(Whose),
+    responses((status = 204, description = "There is no URL any more."), OfAnyRequest, OfItsContent)
+)]
+pub(super) async fn remove(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let manager = caller.may(Scope::Manage)?;
+    let owner = whose(manager, &request)?;
+    let fresh = fresh()?;
+    let set = shared.parts.store.set_callback(manager, &owner, None, &fresh, caller.decider());
+    set.await?.ok_or_else(Problem::no_callback)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Whether the secret is to be another one.
@@ -223,7 +244,7 @@ struct Replace {
     post, path = "/v1/callbacks/secret", operation_id = "callbackSecret", security(("bearer" = ["manage"])),
     params(Whose),
     request_body(content = inline(Replace), content_type = "application/json"),
-    responses((status = 200, description = "The secret.", body = CallbackSecretJson), OfAnyRequest, OfItsContent, OfItsBody)
+    responses((status = 200, description = "The secret.", body = CallbackSecretJson), OfAnyRequest, OfItsContent, OfItsBody, OfTheState)
 )]
 pub(super) async fn secret(
     State(shared): State<Shared>,
@@ -244,6 +265,15 @@ pub(super) async fn secret(
     let fresh = fresh()?;
     let secrets = shared.parts.store.callback_secrets(manager, &owner, &fresh, replaced, caller.decider());
     let secrets = secrets.await?.ok_or_else(Problem::no_callback)?;
+    if let Some((_, until)) = secrets.previous.as_ref().filter(|_| replace)
+        && secrets.secret.expose_bytes() != fresh.expose_bytes()
+    {
+        let detail = format!(
+            "the secret was replaced before, and the one before it signs until {until}; replace it then, or at once with \
+             `\"overlap_secs\": 0`, after which only the new one signs"
+        );
+        return Err(Problem::new(Kind::WrongState, detail));
+    }
     Ok(Json(CallbackSecretJson::of(&owner, &secrets)).into_response())
 }
 

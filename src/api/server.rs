@@ -233,6 +233,7 @@ fn routes() -> DescribedRoutes {
         .route(events::__path_list, events::list)
         .route(callbacks::__path_list, callbacks::list)
         .route(callbacks::__path_set, callbacks::set)
+        .route(callbacks::__path_remove, callbacks::remove)
         .route(callbacks::__path_secret, callbacks::secret)
         .route(callbacks::__path_recover, callbacks::recover)
         .route(callbacks::__path_deliveries, callbacks::deliveries)

@@ -20,7 +20,7 @@ pub struct Rules {
     pub replies: ReplyRules,
     /// Who may publish jobs of whom. It is asked by itself, too, and only about messages.
     pub publishers: PublisherRules,
-    /// Whether callbacks are sent.
+    /// Whether callbacks are sent. It is asked where somebody can be told, because a job runs without them, too.
     pub sends_callbacks: bool,
 }
 
@@ -71,13 +71,6 @@ impl Rules {
                 "run_at",
                 ErrorKind::InvalidJob,
                 format!("`run_at` is further ahead than {days} days; enqueue the job later"),
-            ));
-        }
-        if spec.callback.is_some() && !self.sends_callbacks {
-            return Err(Unfit::new(
-                "callback",
-                ErrorKind::InvalidJob,
-                "`callback` would tell nothing, because no callbacks are sent (`callbacks.enabled`); leave it out, or ask the operator",
             ));
         }
         if !self.allow_default && reads_as_default(spec.owner.id()) {

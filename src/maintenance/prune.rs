@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Turns, pace::Pace, rounds};
 use crate::{
+    bounds::DELIVERIES_EXPIRE_AFTER,
     job::{Owner, State},
     store::{OldJob, OldMessage, Page, Result, SharedStore, Which},
     string_enum::string_enum,
@@ -182,11 +183,12 @@ impl Prune {
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
+        let expired = if self.options.dry_run { Ok(()) } else { self.expire_deliveries(&mut report).await };
         let deliveries = match self.options.events_for {
             Some(age) if !self.options.dry_run => self.prune_deliveries(age, &mut report).await,
             _ => Ok(()),
         };
-        jobs.and(swept).and(batches).and(changes).and(events).and(deliveries).map(|()| report)
+        jobs.and(swept).and(batches).and(changes).and(events).and(expired).and(deliveries).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -273,6 +275,19 @@ impl Prune {
             report.changes += gone;
             report.longest = report.longest.max(removals.longest());
             if gone == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives up what has waited for too long, whatever retention is.
+    async fn expire_deliveries(&self, report: &mut Report) -> Result<()> {
+        let mut steps = self.pace(MOST_LOOKED_AT);
+        loop {
+            let rows = steps.rows();
+            let expired = steps.step(self.store.expire_deliveries(DELIVERIES_EXPIRE_AFTER, rows)).await?;
+            report.longest = report.longest.max(steps.longest());
+            if expired == 0 {
                 return Ok(());
             }
         }

@@ -11,16 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::{
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::receivers::{MAX_WIDTH, Receivers};
+use super::receivers::{Pace, Receivers, Target};
 use crate::{
     backoff::{Intervals, RECONNECT},
     callback::{Answer, CallbackClient, Secret, SendError, SendErrorKind, Signed, sign},
@@ -30,8 +30,8 @@ use crate::{
     job_json::callback_job_json,
     services::Services,
     store::{
-        CallbackAnswer, CalledEvent, CalledJob, DueDelivery, EventListener, EventsAfter, NewDelivery,
-        NextTry, SharedStore, StoreError, Task, TriedDelivery,
+        CallbackAnswer, CalledEvent, CalledJob, DueDelivery, EventKind, EventListener, EventsAfter,
+        NewDelivery, NextTry, OwnUrl, SharedStore, StoreError, Task, TriedDelivery,
     },
     task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
@@ -70,9 +70,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often deliveries are looked for that have become due by themselves.
 const LOOK_FOR_DUE: Duration = Duration::from_secs(1);
 
-/// The most events that are gone over together, and the most deliveries that are begun together.
+/// An answer that comes later is late.
+const SOON: Duration = Duration::from_secs(2);
+
+/// The most events that are gone over together, and the most deliveries that are begun together, and of one receiver.
 const PAGE: usize = 500;
 const BEGUN_TOGETHER: usize = 128;
+const OF_ONE_TOGETHER: usize = 16;
 
 /// After so many failures of the store in a row, another worker may try.
 const GIVEN_UP_AFTER: u32 = 5;
@@ -89,12 +93,12 @@ pub struct CallbackSender {
     clock: SharedClock,
     client: Arc<CallbackClient>,
     lease: TaskLease,
-    /// Up to which position deliveries are added for all events; `None` where only the store knows.
-    added_to: Option<u64>,
+    /// Whether it is known where the first one of all workers began.
+    has_begun: bool,
     receivers: Receivers,
     sending: JoinSet<Result<Answer, SendError>>,
     /// What is being sent, by its task.
-    on_their_way: HashMap<Id, DueDelivery>,
+    on_their_way: HashMap<Id, OnItsWay>,
     /// The same, and what was answered and is not noted yet.
     open: HashSet<Uuid>,
     answered: Vec<Answered>,
@@ -102,15 +106,28 @@ pub struct CallbackSender {
     look_at: Instant,
 }
 
+#[derive(Debug)]
+struct OnItsWay {
+    delivery: DueDelivery,
+    origin: String,
+    since: Instant,
+}
+
 /// What became of a delivery.
 #[derive(Debug)]
 struct Answered {
     tried: TriedDelivery,
+    /// The receiver, and whether it works, where that is news.
+    receiver: Option<(Uuid, bool)>,
     /// The owner and the URL, where the state of their own callback changes by it.
     own: Option<(Owner, String, CallbackAnswer)>,
 }
 
+/// What became of a turn.
 enum Turn {
+    /// There is more to do.
+    More,
+    /// Something is on its way.
     Busy,
     Idle,
     /// Another worker sends.
@@ -126,7 +143,7 @@ impl CallbackSender {
             clock,
             client,
             lease,
-            added_to: None,
+            has_begun: false,
             receivers: Receivers::default(),
             sending: JoinSet::new(),
             on_their_way: HashMap::new(),
@@ -143,6 +160,7 @@ impl CallbackSender {
             let turn = self.turn().await;
             failures = if turn.is_err() { failures + 1 } else { 0 };
             let wait = match turn {
+                Ok(Turn::More) => continue,
                 Ok(Turn::Busy) => TURN,
                 Ok(Turn::Idle) => LOOK,
                 Ok(Turn::NotOurs) => ASKED_EVERY,
@@ -150,10 +168,6 @@ impl CallbackSender {
                     metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
                     if failures == 1 {
                         tracing::warn!(error = %chain(&error), "callbacks cannot be read or noted; trying again");
-                    }
-                    if error.is_unanswered() {
-                        // After a failover the store may know less.
-                        self.added_to = None;
                     }
                     if failures == GIVEN_UP_AFTER {
                         // Perhaps it is this worker alone that cannot.
@@ -164,16 +178,19 @@ impl CallbackSender {
             };
             stop.run_until_cancelled(sleep(wait)).await;
         }
-        drop(timeout(ENDING, self.end()).await);
+        self.end().await;
         self.lease.leave().await;
     }
 
-    /// Waits for what is on its way, and notes it. What is cut off is sent again by the next one.
+    /// Waits a moment for what is on its way, and notes it. What is cut off is sent again by the next one.
     async fn end(&mut self) {
-        while let Some(joined) = self.sending.join_next_with_id().await {
-            self.take(joined);
-        }
-        if let Err(error) = self.note().await {
+        let joining = async {
+            while let Some(joined) = self.sending.join_next_with_id().await {
+                self.take(joined);
+            }
+        };
+        drop(timeout(ENDING, joining).await);
+        if let Ok(Err(error)) = timeout(ENDING, self.note()).await {
             tracing::warn!(error = %chain(&error), "callbacks were sent, and it cannot be noted; they are sent again");
         }
     }
@@ -183,48 +200,52 @@ impl CallbackSender {
     /// # Errors
     /// The store does not answer. What was answered is noted the next time.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
-        if !self.lease.is_held().await? {
-            self.added_to = None;
-            metrics::CALLBACK_EVENTS.set([], 0.0);
-            return Ok(Turn::NotOurs);
+        if !self.has_begun {
+            // Whoever has the task: what happens from now on is to be sent.
+            self.store.heard(EventListener::Callbacks).await?;
+            self.has_begun = true;
         }
         let mut has_changed = false;
         while let Some(joined) = self.sending.try_join_next_with_id() {
             self.take(joined);
             has_changed = true;
         }
+        // Also what was begun when this worker had the task.
         self.note().await?;
-        has_changed |= self.add().await?;
-        if has_changed || self.look_at <= Instant::now() {
+        if !self.lease.is_held().await? {
+            metrics::CALLBACK_EVENTS.set([], 0.0);
+            return Ok(if self.sending.is_empty() { Turn::NotOurs } else { Turn::Busy });
+        }
+        let added = self.add().await?;
+        if has_changed || added.any || self.look_at <= Instant::now() {
             self.look_at = Instant::now() + LOOK_FOR_DUE;
-            let begun = self.begin().await?;
             // What did not fit is looked for again at once.
-            if begun == BEGUN_TOGETHER {
+            if self.begin().await? {
                 self.look_at = Instant::now();
             }
         }
         metrics::CALLBACKS_SENDING.set([], self.on_their_way.len() as f64);
-        Ok(if self.sending.is_empty() && !has_changed { Turn::Idle } else { Turn::Busy })
+        Ok(match () {
+            () if added.more => Turn::More,
+            () if self.sending.is_empty() && self.answered.is_empty() => Turn::Idle,
+            () => Turn::Busy,
+        })
     }
 
-    /// Adds deliveries of events that have happened, as many as a turn may.
-    async fn add(&mut self) -> Result<bool, StoreError> {
+    /// Adds deliveries of the next events.
+    async fn add(&mut self) -> Result<Added, StoreError> {
         let last = self.store.last_event().await?;
-        let added_to = match self.added_to {
-            Some(added_to) => added_to,
-            None => self.store.heard(EventListener::Callbacks).await?,
-        };
-        self.added_to = Some(added_to);
+        let added_to = self.store.heard(EventListener::Callbacks).await?;
         metrics::CALLBACK_EVENTS.set([], last.saturating_sub(added_to) as f64);
-        if last == added_to {
-            return Ok(false);
+        if last <= added_to {
+            return Ok(Added { any: false, more: false });
         }
-        let (has_added, up_to) = match self.store.called_events(added_to, PAGE).await? {
+        let (any, up_to) = match self.store.called_events(added_to, PAGE).await? {
             EventsAfter::Are { events, next } => {
                 let mut deliveries = Vec::new();
                 for called in &events {
                     // A system without random numbers gives some later.
-                    let Ok(fresh) = Secret::generate() else { return Ok(false) };
+                    let Ok(fresh) = Secret::generate() else { return Ok(Added { any: false, more: false }) };
                     deliveries.extend(deliveries_of(called, &fresh));
                 }
                 if !deliveries.is_empty() {
@@ -242,60 +263,72 @@ impl CallbackSender {
                 (false, up_to)
             }
             // The store was restored from an earlier copy of itself.
-            EventsAfter::ToCome => {
-                self.added_to = None;
-                return Ok(false);
-            }
+            EventsAfter::ToCome => return Ok(Added { any: false, more: false }),
         };
         if up_to > added_to {
             self.store.note_heard(EventListener::Callbacks, up_to).await?;
-            self.added_to = Some(up_to);
         }
-        Ok(has_added)
+        Ok(Added { any, more: up_to < last })
     }
 
-    /// Sends what is due, as far as there is room. Returns how many.
-    async fn begin(&mut self) -> Result<usize, StoreError> {
+    /// Sends what is due, as far as there is room. Returns whether there was more than fitted.
+    async fn begin(&mut self) -> Result<bool, StoreError> {
         let room = self.receivers.room().min(BEGUN_TOGETHER);
         if room == 0 {
-            return Ok(0);
+            return Ok(false);
         }
-        let due = self.store.due_deliveries(&self.receivers.full(), MAX_WIDTH, room).await?;
+        let open: Vec<Uuid> = self.open.iter().copied().collect();
+        let due = self.store.due_deliveries(&self.receivers.full(), &open, OF_ONE_TOGETHER, room).await?;
+        let is_page = due.len() == room;
         let mut begun = Vec::with_capacity(due.len());
         for delivery in due {
-            if !self.open.insert(delivery.id) {
-                continue;
-            }
-            if delivery.own.is_some_and(|own| own.is_disabled) {
-                self.answered.push(Answered::failed(delivery.id, "disabled"));
-            } else if !self.receivers.admit(delivery.receiver, &delivery.owner) {
-                self.open.remove(&delivery.id);
-            } else {
-                begun.push(delivery);
+            let url = delivery.url.parse::<CallbackUrl>();
+            let never = match (&url, delivery.own) {
+                (_, Some(own)) if own.is_disabled => Some("disabled"),
+                _ if delivery.secrets.is_empty() => Some("erased"),
+                // A newer version has stored what this one does not take.
+                (Err(_), _) => Some("bad_url"),
+                (Ok(_), _) => None,
+            };
+            if let Some(why) = never {
+                self.open.insert(delivery.id);
+                self.answered.push(Answered::failed(delivery.id, why));
+            } else if let Ok(url) = url {
+                let origin = url.origin();
+                let to = Target { id: delivery.receiver, owner: &delivery.owner, origin: &origin };
+                let last = match (delivery.failures, delivery.is_proven) {
+                    (0, true) => Pace::Soon,
+                    (0, false) => Pace::Late,
+                    _ => Pace::Failed,
+                };
+                if self.receivers.admit(to, last) {
+                    self.open.insert(delivery.id);
+                    begun.push((OnItsWay { delivery, origin, since: Instant::now() }, url));
+                }
             }
         }
-        let jobs = self.jobs(&begun).await;
-        let jobs = match jobs {
+        let jobs = match self.jobs(&begun).await {
             Ok(jobs) => jobs,
             Err(error) => {
-                for delivery in begun {
+                for (OnItsWay { delivery, origin, .. }, _) in &begun {
                     self.open.remove(&delivery.id);
-                    self.receivers.ended(delivery.receiver, &delivery.owner, None);
+                    let to = Target { id: delivery.receiver, owner: &delivery.owner, origin };
+                    self.receivers.ended(to, None);
                 }
                 return Err(error);
             }
         };
-        let count = begun.len();
-        for delivery in begun {
-            let job = delivery.job.and_then(|job| jobs.get(&job));
-            self.send(delivery, job);
+        let any = !begun.is_empty();
+        for (begun, url) in begun {
+            let job = begun.delivery.job.and_then(|job| jobs.get(&job));
+            self.send(begun, url, job);
         }
-        Ok(count)
+        Ok(is_page && any)
     }
 
     /// The jobs of deliveries, those of them that are there.
-    async fn jobs(&self, deliveries: &[DueDelivery]) -> Result<HashMap<JobId, CalledJob>, StoreError> {
-        let mut jobs: Vec<JobId> = deliveries.iter().filter_map(|delivery| delivery.job).collect();
+    async fn jobs(&self, begun: &[(OnItsWay, CallbackUrl)]) -> Result<HashMap<JobId, CalledJob>, StoreError> {
+        let mut jobs: Vec<JobId> = begun.iter().filter_map(|(begun, _)| begun.delivery.job).collect();
         if jobs.is_empty() {
             return Ok(HashMap::new());
         }
@@ -305,40 +338,34 @@ impl CallbackSender {
         Ok(found.into_iter().map(|job| (job.job.spec.id, job)).collect())
     }
 
-    fn send(&mut self, delivery: DueDelivery, job: Option<&CalledJob>) {
-        let Ok(url) = delivery.url.parse::<CallbackUrl>() else {
-            // A newer version has stored what this one does not take.
-            self.receivers.ended(delivery.receiver, &delivery.owner, None);
-            self.answered.push(Answered::failed(delivery.id, "bad_url"));
-            return;
-        };
-        let body = Bytes::from(body(&delivery.event, job));
-        let timestamp = self.clock.now().as_second();
-        let id = delivery.event_id.to_string();
-        let secrets: Vec<&Secret> = delivery.secrets.iter().collect();
-        let signature = sign(&secrets, &id, timestamp, &body);
-        let client = self.client.clone();
+    fn send(&mut self, begun: OnItsWay, url: CallbackUrl, job: Option<&CalledJob>) {
+        let delivery = &begun.delivery;
+        let body = Bytes::from(body(delivery, job));
+        let (id, secrets) = (delivery.event_id.to_string(), delivery.secrets.clone());
+        let (client, clock) = (self.client.clone(), self.clock.clone());
         let task = self.sending.spawn(async move {
             let begun = Instant::now();
+            let timestamp = clock.now().as_second();
+            let signature = sign(&secrets.iter().collect::<Vec<_>>(), &id, timestamp, &body);
             let answer = client.post(&url, Signed { id: &id, timestamp, signature: &signature }, body).await;
             metrics::CALLBACK_DURATION.record([], begun.elapsed().as_secs_f64());
             answer
         });
-        self.on_their_way.insert(task.id(), delivery);
+        self.on_their_way.insert(task.id(), begun);
     }
 
     /// Takes an answer.
-    fn take(&mut self, joined: Result<(Id, Result<Answer, SendError>), tokio::task::JoinError>) {
+    fn take(&mut self, joined: Result<(Id, Result<Answer, SendError>), JoinError>) {
         let (id, answer) = match joined {
             Ok((id, answer)) => (id, Some(answer)),
             // A panic, which is counted where it is logged.
             Err(error) => (error.id(), None),
         };
-        let Some(delivery) = self.on_their_way.remove(&id) else { return };
-        let answered = Answered::new(&delivery, answer, fastrand::f64());
-        let is_taken = answered.tried.next == NextTry::Delivered;
-        self.receivers.ended(delivery.receiver, &delivery.owner, Some(is_taken));
-        self.answered.push(answered);
+        let Some(OnItsWay { delivery, origin, since }) = self.on_their_way.remove(&id) else { return };
+        let pace = pace(answer.as_ref(), since.elapsed());
+        let to = Target { id: delivery.receiver, owner: &delivery.owner, origin: &origin };
+        self.receivers.ended(to, pace);
+        self.answered.push(Answered::new(&delivery, answer.as_ref(), pace, fastrand::f64()));
     }
 
     /// Notes what was answered.
@@ -348,21 +375,25 @@ impl CallbackSender {
         }
         let tried: Vec<TriedDelivery> = self.answered.iter().map(|answered| answered.tried.clone()).collect();
         self.store.note_deliveries(&tried).await?;
-        let mut own: HashMap<(Owner, String), CallbackAnswer> = HashMap::new();
-        for answered in self.answered.drain(..) {
-            self.open.remove(&answered.tried.id);
-            metrics::CALLBACKS.add([answered.word()], 1);
-            if let Some((owner, url, answer)) = answered.own {
-                // One that was taken tells that the others may be, too; and whoever is gone says so.
-                let known = own.entry((owner, url)).or_insert(answer);
-                *known = match (*known, answer) {
-                    (CallbackAnswer::Gone, _) | (_, CallbackAnswer::Gone) => CallbackAnswer::Gone,
-                    (known, answer) => known.min(answer),
-                };
-            }
+        // One that works tells that the others were bad luck.
+        let mut receivers = HashMap::<Uuid, bool>::new();
+        for (id, works) in self.answered.iter().filter_map(|answered| answered.receiver) {
+            *receivers.entry(id).or_default() |= works;
+        }
+        if !receivers.is_empty() {
+            self.store.note_receivers(&receivers.into_iter().collect::<Vec<_>>()).await?;
+        }
+        let mut own = HashMap::<(&Owner, &str), CallbackAnswer>::new();
+        for (owner, url, answer) in self.answered.iter().filter_map(|answered| answered.own.as_ref()) {
+            let known = own.entry((owner, url.as_str())).or_insert(*answer);
+            // So does one that was taken; but whoever is gone says so.
+            *known = match (*known, *answer) {
+                (CallbackAnswer::Gone, _) | (_, CallbackAnswer::Gone) => CallbackAnswer::Gone,
+                (known, answer) => known.min(answer),
+            };
         }
         for ((owner, url), answer) in own {
-            if self.store.note_callback(&owner, &url, answer, PATIENCE).await? {
+            if self.store.note_callback(owner, url, answer, PATIENCE).await? {
                 metrics::CALLBACKS.add(["disabled"], 1);
                 tracing::warn!(
                     owner.kind = %owner.kind(),
@@ -371,19 +402,47 @@ impl CallbackSender {
                 );
             }
         }
+        for answered in self.answered.drain(..) {
+            self.open.remove(&answered.tried.id);
+            metrics::CALLBACKS.add([answered.word()], 1);
+        }
         Ok(())
+    }
+}
+
+/// Whether deliveries were added, and whether there are further events.
+#[derive(Debug, Clone, Copy)]
+struct Added {
+    any: bool,
+    more: bool,
+}
+
+/// How a receiver has answered; `None` where that says nothing of it.
+fn pace(answer: Option<&Result<Answer, SendError>>, took: Duration) -> Option<Pace> {
+    match answer {
+        None => None,
+        Some(Err(error)) if error.kind() == SendErrorKind::Local => None,
+        Some(Ok(Answer { status: 408 | 429 | 500.., .. }) | Err(_)) => Some(Pace::Failed),
+        Some(Ok(_)) if took > SOON => Some(Pace::Late),
+        Some(Ok(_)) => Some(Pace::Soon),
     }
 }
 
 impl Answered {
     fn failed(id: Uuid, why: &'static str) -> Self {
-        let tried = TriedDelivery { id, next: NextTry::Never, status: None, error: Some(why) };
-        Self { tried, own: None }
+        let tried =
+            TriedDelivery { id, next: NextTry::Never, is_sent: false, status: None, error: Some(why) };
+        Self { tried, receiver: None, own: None }
     }
 
     /// What becomes of a delivery by its answer; `None` where nobody knows it.
-    fn new(delivery: &DueDelivery, answer: Option<Result<Answer, SendError>>, random: f64) -> Self {
-        let (status, error, retry_after) = match &answer {
+    fn new(
+        delivery: &DueDelivery,
+        answer: Option<&Result<Answer, SendError>>,
+        pace: Option<Pace>,
+        random: f64,
+    ) -> Self {
+        let (status, error, retry_after) = match answer {
             Some(Ok(answer)) => (Some(answer.status), None, answer.retry_after),
             Some(Err(error)) => (None, Some(error.kind()), None),
             None => (None, Some(SendErrorKind::Local), None),
@@ -407,13 +466,14 @@ impl Answered {
             CallbackAnswer::Gone => Some("gone"),
             CallbackAnswer::NotTaken => Some(error.map_or("refused", SendErrorKind::as_str)),
         };
-        // Where it works as before there is nothing to be noted.
-        let changes = |own: &crate::store::OwnUrl| outcome != CallbackAnswer::Taken || own.is_failing;
-        // What went wrong here says nothing of the receiver.
-        let is_ours = error == Some(SendErrorKind::Local.as_str());
-        let own = delivery.own.filter(|own| changes(own) && !is_ours);
+        // Where all is as it was there is nothing to be noted, nor where it says nothing of the receiver.
+        let is_known = |works: bool| works && delivery.is_proven && delivery.failures == 0;
+        let works = pace.map(|pace| pace != Pace::Failed);
+        let changes = |own: &OwnUrl| outcome != CallbackAnswer::Taken || own.is_failing;
+        let own = delivery.own.filter(|own| changes(own) && pace.is_some());
         Self {
-            tried: TriedDelivery { id: delivery.id, next, status, error },
+            tried: TriedDelivery { id: delivery.id, next, is_sent: true, status, error },
+            receiver: works.filter(|works| !is_known(*works)).map(|works| (delivery.receiver, works)),
             own: own.map(|_| (delivery.owner.clone(), delivery.url.clone(), outcome)),
         }
     }
@@ -431,7 +491,10 @@ impl Answered {
 /// A delivery for each URL to which an event is sent.
 fn deliveries_of(called: &CalledEvent, fresh: &Secret) -> Vec<NewDelivery> {
     let CalledEvent { event, urls } = called;
-    let Some(owner) = &event.owner else { return Vec::new() };
+    // Nothing is sent to a URL that is disabled, not even that it is.
+    let Some(owner) = event.owner.as_ref().filter(|_| event.kind != EventKind::CallbackDisabled) else {
+        return Vec::new();
+    };
     let json = serde_json::to_string(&event.json()).unwrap_or_default();
     let event_id = event.id();
     let of = |url: &String| {
@@ -444,7 +507,7 @@ fn deliveries_of(called: &CalledEvent, fresh: &Secret) -> Vec<NewDelivery> {
             event_id,
             kind: event.kind.as_str(),
             event: json.clone(),
-            sequence: event.sequence,
+            position: event.position,
             job: event.job,
             batch: event.batch,
             fresh: fresh.clone(),
@@ -454,25 +517,27 @@ fn deliveries_of(called: &CalledEvent, fresh: &Secret) -> Vec<NewDelivery> {
 }
 
 /// What is sent: the event, and its job as a reply has it, if that is still as the event left it. What has happened since is told by
-/// an event of its own.
-fn body(event: &str, job: Option<&CalledJob>) -> Vec<u8> {
+/// an event of its own, and the ID may be another one's by now.
+fn body(delivery: &DueDelivery, job: Option<&CalledJob>) -> Vec<u8> {
     #[derive(Deserialize)]
     struct Told<'a> {
         #[serde(rename = "type")]
         kind: &'a str,
-        #[serde(borrow)]
-        at: &'a RawValue,
+        at: Timestamp,
         attempt: Option<u32>,
     }
 
+    let event = delivery.event.as_str();
     let Ok(told) = serde_json::from_str::<Told<'_>>(event) else { return event.into() };
     let is_as_told = |called: &&CalledJob| {
+        let CalledJob { job, .. } = called;
         let state = told.kind.strip_prefix("job.").and_then(|word| word.parse::<State>().ok());
-        state == Some(called.job.state) && Some(called.job.attempt) == told.attempt
+        let is_it = job.spec.owner == delivery.owner && job.created_at <= told.at;
+        is_it && state == Some(job.state) && Some(job.attempt) == told.attempt
     };
     let job = job.filter(is_as_told).map(|called| callback_job_json(&called.job, called.left_out));
     let job = job.and_then(|job| serde_json::to_string(&job).ok()).unwrap_or_else(|| "null".to_owned());
     // The event is an object with some keys, always.
     let data = event.trim_end().strip_suffix('}').unwrap_or(event);
-    format!(r#"{{"type":"{}","timestamp":{},"data":{data},"job":{job}}}}}"#, told.kind, told.at.get()).into()
+    format!(r#"{{"type":"{}","timestamp":"{}","data":{data},"job":{job}}}}}"#, told.kind, told.at).into()
 }

@@ -1,10 +1,10 @@
 //! How many callbacks are sent to whom at the same time.
 //!
-//! A receiver that takes what it gets is given more at once. Whether others do is tried: with few at once of one that is not known, and
-//! with one at a time of one that did not take the last, so that it costs one connection however much waits for it. Trials have a
-//! part of all, and so has each owner, so that neither keeps others waiting.
+//! A receiver that takes what it gets, and soon, is given more at once. All else is a trial: there are few at once, of all, of an owner
+//! and of a host, so that whoever answers late or never costs a part of what there is, however much waits for them. When one that
+//! failed is tried again is the store's to say.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, hash::Hash};
 
 use uuid::Uuid;
 
@@ -16,13 +16,14 @@ const MOST: usize = 512;
 /// The most of one owner.
 const MOST_OF_OWNER: usize = 128;
 
-/// The most to receivers that are not known to take what they get, and of one owner.
+/// The most trials, those of one owner, and those at one host and port, of whichever owners.
 const MOST_TRIALS: usize = 128;
-const MOST_TRIALS_OF_OWNER: usize = 32;
+const MOST_TRIALS_OF_OWNER: usize = 16;
+const MOST_TRIALS_OF_ORIGIN: usize = 16;
 
-/// How many a receiver gets at once of which nothing is known, and the most.
+/// How many a receiver gets at once that is tried and has not failed, and the most.
 const FIRST_WIDTH: usize = 8;
-pub(super) const MAX_WIDTH: usize = 64;
+const MAX_WIDTH: usize = 64;
 
 /// The most receivers of which something is kept. Beyond that, those that get nothing just now are forgotten.
 const MAX_KNOWN: usize = 10_000;
@@ -31,20 +32,43 @@ const MAX_KNOWN: usize = 10_000;
 pub(super) struct Receivers {
     known: HashMap<Uuid, Receiver>,
     of_owners: HashMap<Owner, Sending>,
+    of_origins: HashMap<String, Sending>,
     of_all: Sending,
+}
+
+/// Whoever something is sent to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) id: Uuid,
+    pub(super) owner: &'a Owner,
+    /// The host and port of the URL.
+    pub(super) origin: &'a str,
+}
+
+/// How a receiver has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    Soon,
+    Late,
+    /// It is down, or says that it cannot take more.
+    Failed,
 }
 
 #[derive(Debug)]
 struct Receiver {
     width: usize,
     sending: usize,
-    /// Whether it took the last one.
-    is_proven: bool,
+    is_trial: bool,
 }
 
-impl Default for Receiver {
-    fn default() -> Self {
-        Self { width: FIRST_WIDTH, sending: 0, is_proven: false }
+impl Receiver {
+    fn of(pace: Pace) -> Self {
+        let (width, is_trial) = match pace {
+            Pace::Soon => (FIRST_WIDTH, false),
+            Pace::Late => (FIRST_WIDTH, true),
+            Pace::Failed => (1, true),
+        };
+        Self { width, sending: 0, is_trial }
     }
 }
 
@@ -61,47 +85,49 @@ impl Receivers {
         MOST - self.of_all.all
     }
 
-    /// Those to whom nothing more may be sent just now, of those that are known.
+    /// Those to whom nothing more may be sent just now.
     pub(super) fn full(&self) -> Vec<Uuid> {
-        let no_trials = self.of_all.trials >= MOST_TRIALS;
-        let is_full =
-            |receiver: &Receiver| receiver.sending >= receiver.width || !receiver.is_proven && no_trials;
+        let is_full = |receiver: &Receiver| receiver.sending >= receiver.width;
         self.known.iter().filter(|(_, receiver)| is_full(receiver)).map(|(id, _)| *id).collect()
     }
 
-    /// Notes that something is sent to a receiver of an owner, if it may be.
-    pub(super) fn admit(&mut self, id: Uuid, owner: &Owner) -> bool {
-        let of_owner = self.of_owners.get(owner).copied().unwrap_or_default();
-        let (width, sending, is_proven) = self
-            .known
-            .get(&id)
-            .map_or((FIRST_WIDTH, 0, false), |known| (known.width, known.sending, known.is_proven));
-        let no_trials = of_owner.trials >= MOST_TRIALS_OF_OWNER || self.of_all.trials >= MOST_TRIALS;
-        let is_full = sending >= width || of_owner.all >= MOST_OF_OWNER || self.of_all.all >= MOST;
-        if is_full || !is_proven && no_trials {
+    /// Notes that something is sent to a receiver, if it may be. `last` is how it has answered, where that is not known here;
+    /// one that is new is late.
+    pub(super) fn admit(&mut self, to: Target<'_>, last: Pace) -> bool {
+        let new = Receiver::of(last);
+        let receiver = self.known.get(&to.id).unwrap_or(&new);
+        let is_trial = receiver.is_trial;
+        let of_owner = of(&self.of_owners, to.owner);
+        let no_trials = self.of_all.trials >= MOST_TRIALS
+            || of_owner.trials >= MOST_TRIALS_OF_OWNER
+            || of(&self.of_origins, to.origin).trials >= MOST_TRIALS_OF_ORIGIN;
+        let is_full =
+            receiver.sending >= receiver.width || of_owner.all >= MOST_OF_OWNER || self.of_all.all >= MOST;
+        if is_full || is_trial && no_trials {
             return false;
         }
-        self.known.entry(id).or_default().sending += 1;
-        self.count(owner, |sending| {
+        self.known.entry(to.id).or_insert(new).sending += 1;
+        self.count(to, |sending| {
             sending.all += 1;
-            sending.trials += usize::from(!is_proven);
+            sending.trials += usize::from(is_trial);
         });
         true
     }
 
-    /// Notes that what was sent has been taken, or has not; `None`: it was not sent.
-    pub(super) fn ended(&mut self, id: Uuid, owner: &Owner, is_taken: Option<bool>) {
-        let Some(receiver) = self.known.get_mut(&id) else { return };
-        let (was_proven, was_sending) = (receiver.is_proven, receiver.sending);
-        receiver.sending -= 1;
-        if let Some(is_taken) = is_taken {
-            receiver.is_proven = is_taken;
-            receiver.width = if is_taken { (2 * receiver.width).min(MAX_WIDTH) } else { 1 };
-        }
+    /// Notes how what was sent was answered; `None`: it was not sent.
+    pub(super) fn ended(&mut self, to: Target<'_>, pace: Option<Pace>) {
+        let Some(receiver) = self.known.get_mut(&to.id) else { return };
         // What is still on its way counts as what its receiver is by now.
-        let trials = |is_proven, sending| if is_proven { 0 } else { sending };
-        let (before, now) = (trials(was_proven, was_sending), trials(receiver.is_proven, receiver.sending));
-        self.count(owner, |sending| {
+        let trials = |receiver: &Receiver| if receiver.is_trial { receiver.sending } else { 0 };
+        let before = trials(receiver);
+        receiver.sending -= 1;
+        if let Some(pace) = pace {
+            let now = Receiver::of(pace);
+            receiver.is_trial = now.is_trial;
+            receiver.width = if pace == Pace::Soon { (2 * receiver.width).min(MAX_WIDTH) } else { now.width };
+        }
+        let now = trials(receiver);
+        self.count(to, |sending| {
             sending.all -= 1;
             sending.trials = sending.trials + now - before;
         });
@@ -110,14 +136,30 @@ impl Receivers {
         }
     }
 
-    /// Changes what is counted of an owner and of all.
-    fn count(&mut self, owner: &Owner, change: impl Fn(&mut Sending)) {
+    /// Changes what is counted of an owner, of a host, and of all.
+    fn count(&mut self, to: Target<'_>, change: impl Fn(&mut Sending)) {
         change(&mut self.of_all);
-        let of_owner = self.of_owners.entry(owner.clone()).or_default();
-        change(of_owner);
-        if *of_owner == Sending::default() {
-            self.of_owners.remove(owner);
-        }
+        count_in(&mut self.of_owners, to.owner, &change);
+        count_in(&mut self.of_origins, to.origin, &change);
+    }
+}
+
+fn of<K: Eq + Hash + std::borrow::Borrow<Q>, Q: Eq + Hash + ?Sized>(
+    counts: &HashMap<K, Sending>,
+    key: &Q,
+) -> Sending {
+    counts.get(key).copied().unwrap_or_default()
+}
+
+fn count_in<K: Eq + Hash + std::borrow::Borrow<Q>, Q: Eq + Hash + ToOwned<Owned = K> + ?Sized>(
+    counts: &mut HashMap<K, Sending>,
+    key: &Q,
+    change: impl Fn(&mut Sending),
+) {
+    let sending = counts.entry(key.to_owned()).or_default();
+    change(sending);
+    if *sending == Sending::default() {
+        counts.remove(key);
     }
 }
 
@@ -128,75 +170,99 @@ mod tests {
     use super::*;
     use crate::job::OwnerKind;
 
-    fn owner(n: u8) -> Owner {
-        Owner::new(OwnerKind::User, format!("user-{n}")).unwrap()
+    fn owners() -> Vec<Owner> {
+        (0..=255).map(|n| Owner::new(OwnerKind::User, format!("user-{n}")).unwrap()).collect()
     }
 
-    fn id(n: u8) -> Uuid {
-        Uuid::from_u128(n.into())
+    fn to(owners: &[Owner], id: u8, owner: usize, origin: &'static str) -> Target<'_> {
+        Target { id: Uuid::from_u128(id.into()), owner: &owners[owner], origin }
     }
 
     /// Admits all that may be, and returns how many.
-    fn fill(receivers: &mut Receivers, receiver: u8, of: u8) -> usize {
-        std::iter::repeat_with(|| receivers.admit(id(receiver), &owner(of))).take_while(|is| *is).count()
+    fn fill(receivers: &mut Receivers, target: Target<'_>, last: Pace) -> usize {
+        std::iter::repeat_with(|| receivers.admit(target, last)).take_while(|is| *is).count()
     }
 
     #[test]
-    fn a_receiver_that_takes_all_gets_more_and_one_that_fails_gets_one_at_a_time() {
-        let mut receivers = Receivers::default();
-        assert_eq!(fill(&mut receivers, 1, 1), FIRST_WIDTH);
+    fn a_receiver_that_answers_soon_gets_more_and_one_that_fails_gets_one_at_a_time() {
+        let (mut receivers, owners) = (Receivers::default(), owners());
+        let (one, other) = (to(&owners, 1, 1, "a"), to(&owners, 2, 1, "b"));
+        assert_eq!(fill(&mut receivers, one, Pace::Soon), FIRST_WIDTH);
         for _ in 0..FIRST_WIDTH {
-            receivers.ended(id(1), &owner(1), Some(true));
+            receivers.ended(one, Some(Pace::Soon));
         }
-        assert_eq!(fill(&mut receivers, 1, 1), MAX_WIDTH);
-        assert_eq!(receivers.full(), [id(1)]);
+        assert_eq!(fill(&mut receivers, one, Pace::Soon), MAX_WIDTH);
+        assert_eq!(receivers.full(), [one.id]);
         for _ in 0..MAX_WIDTH {
-            receivers.ended(id(1), &owner(1), Some(false));
+            receivers.ended(one, Some(Pace::Failed));
         }
-        assert_eq!(fill(&mut receivers, 1, 1), 1);
-        assert_eq!(fill(&mut receivers, 2, 1), FIRST_WIDTH, "another one of the same owner");
-        receivers.ended(id(1), &owner(1), None);
-        assert_eq!(fill(&mut receivers, 1, 1), 1, "what was not sent changes nothing");
+        assert_eq!(fill(&mut receivers, one, Pace::Soon), 1);
+        assert_eq!(fill(&mut receivers, other, Pace::Late), FIRST_WIDTH, "another one of the same owner");
+        receivers.ended(one, None);
+        assert_eq!(fill(&mut receivers, one, Pace::Soon), 1, "what was not sent changes nothing");
+        assert_eq!(
+            fill(&mut receivers, to(&owners, 3, 1, "c"), Pace::Failed),
+            1,
+            "it failed before this began"
+        );
     }
 
     #[test]
-    fn neither_an_owner_nor_trials_take_all() {
-        let mut receivers = Receivers::default();
-        for n in 0..10 {
-            assert!(receivers.admit(id(n), &owner(1)));
-            receivers.ended(id(n), &owner(1), Some(true));
-        }
-        let of_one: usize = (0..10).map(|n| fill(&mut receivers, n, 1)).sum();
+    fn neither_an_owner_nor_a_host_nor_trials_take_all() {
+        let (mut receivers, owners) = (Receivers::default(), owners());
+        let origins = [
+            "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s",
+            "t",
+        ];
+        let soon = |id: u8| (id, Pace::Soon);
+        let of_one: usize =
+            (0..20).map(soon).map(|(id, last)| fill(&mut receivers, to(&owners, id, 1, "a"), last)).sum();
         assert_eq!(of_one, MOST_OF_OWNER);
-        let trials_of_one: usize = (100..200).map(|n| fill(&mut receivers, n, 2)).sum();
+        let trials_of_one: usize = (0..20)
+            .map(|n| fill(&mut receivers, to(&owners, 100 + n, 2, origins[usize::from(n)]), Pace::Late))
+            .sum();
         assert_eq!(trials_of_one, MOST_TRIALS_OF_OWNER);
-        assert!(receivers.admit(id(200), &owner(200)));
-        receivers.ended(id(200), &owner(200), Some(true));
-        let trials: usize = (201..=255).map(|n| fill(&mut receivers, n, n)).sum();
-        assert_eq!(trials_of_one + trials, MOST_TRIALS);
-        assert_eq!(fill(&mut receivers, 200, 200), 2 * FIRST_WIDTH, "one that is known to take what it gets");
+        let of_a_host: usize = (3..20)
+            .map(|n| fill(&mut receivers, to(&owners, 120 + n, usize::from(n), "z"), Pace::Failed))
+            .sum();
+        assert_eq!(of_a_host, MOST_TRIALS_OF_ORIGIN);
+        let mut trials = trials_of_one + of_a_host;
+        for (n, origin) in origins.iter().enumerate() {
+            trials += fill(&mut receivers, to(&owners, 150 + n as u8, 30 + n, origin), Pace::Late);
+        }
+        assert_eq!(trials, MOST_TRIALS);
+        assert_eq!(fill(&mut receivers, to(&owners, 200, 200, "z"), Pace::Soon), FIRST_WIDTH, "no trial");
     }
 
     proptest! {
         #[test]
         fn what_is_counted_is_what_is_on_its_way(
-            steps in prop::collection::vec((0u8..6, any::<bool>(), prop::option::of(any::<bool>())), 0..400)
+            steps in prop::collection::vec(
+                (0u8..6, any::<bool>(), prop::option::of(prop::sample::select(vec![Pace::Soon, Pace::Late, Pace::Failed]))),
+                0..400,
+            )
         ) {
-            // A receiver is of one owner.
-            let of = |receiver: u8| receiver / 2;
-            let (mut receivers, mut sending) = (Receivers::default(), Vec::new());
-            for (receiver, begins, is_taken) in steps {
+            let (mut receivers, mut sending, owners) = (Receivers::default(), Vec::new(), owners());
+            // A receiver is of one owner, and at one host.
+            let target = |receiver: u8| to(&owners, receiver, usize::from(receiver / 2), ["a", "b", "c"][usize::from(receiver % 3)]);
+            for (receiver, begins, pace) in steps {
                 if begins {
-                    if receivers.admit(id(receiver), &owner(of(receiver))) {
+                    if receivers.admit(target(receiver), Pace::Late) {
                         sending.push(receiver);
                     }
                 } else if let Some(receiver) = sending.pop() {
-                    receivers.ended(id(receiver), &owner(of(receiver)), is_taken);
+                    receivers.ended(target(receiver), pace);
                 }
                 prop_assert_eq!(receivers.of_all.all, sending.len());
-                prop_assert_eq!(receivers.of_owners.values().map(|of| of.all).sum::<usize>(), sending.len());
-                let trials = receivers.known.values().filter(|known| !known.is_proven).map(|known| known.sending);
-                prop_assert_eq!(receivers.of_all.trials, trials.sum::<usize>());
+                let trials: usize = receivers.known.values().filter(|known| known.is_trial).map(|known| known.sending).sum();
+                prop_assert_eq!(receivers.of_all.trials, trials);
+                for counts in [
+                    receivers.of_owners.values().copied().collect::<Vec<_>>(),
+                    receivers.of_origins.values().copied().collect(),
+                ] {
+                    prop_assert_eq!(counts.iter().map(|sending| sending.all).sum::<usize>(), sending.len());
+                    prop_assert_eq!(counts.iter().map(|sending| sending.trials).sum::<usize>(), trials);
+                }
             }
         }
     }

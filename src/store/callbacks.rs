@@ -61,7 +61,8 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
     ) -> Result<Option<Callback>>;
 
     /// What signs all that is sent for an owner. `fresh` becomes it where there is none, or where one is to be `replaced`:
-    /// then the one before signs beside it for this time. `None` where the owner is not the principal's.
+    /// then the one before signs beside it for this time. While one before still does, it stays as it is, unless for no time;
+    /// so a request that is sent again replaces nothing that nobody has seen. `None` where the owner is not the principal's.
     async fn callback_secrets(
         &self,
         principal: &Principal,
@@ -86,15 +87,24 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
     /// as they are.
     async fn add_deliveries(&self, deliveries: &[NewDelivery]) -> Result<()>;
 
-    /// Up to `limit` deliveries that are due, with up to `most` of each receiver, but of these receivers none. Owners take
-    /// turns, then receivers.
-    async fn due_deliveries(&self, without: &[Uuid], most: usize, limit: usize) -> Result<Vec<DueDelivery>>;
+    /// Up to `limit` deliveries that are due, with up to `most` of each receiver; none of these receivers' (`full`), and none of
+    /// these (`open`). Receivers take turns, and one that does not take what it is sent is left alone for ever longer.
+    async fn due_deliveries(
+        &self,
+        full: &[Uuid],
+        open: &[Uuid],
+        most: usize,
+        limit: usize,
+    ) -> Result<Vec<DueDelivery>>;
 
     /// Those of these jobs that are there, each without its result if that has more than `most` bytes.
     async fn called_jobs(&self, jobs: &[JobId], most: usize) -> Result<Vec<CalledJob>>;
 
-    /// Notes what became of deliveries that were due.
+    /// Notes what became of deliveries that were due. What comes after one that waits again waits as long.
     async fn note_deliveries(&self, tried: &[TriedDelivery]) -> Result<()>;
+
+    /// Notes which receivers have taken what they were sent, and which have not.
+    async fn note_receivers(&self, answers: &[(Uuid, bool)]) -> Result<()>;
 
     /// Notes how the URL that an owner has set answers, if it is that. Where it has said that it is gone, or has taken nothing for
     /// so long (`patience`), it is disabled, and that is an event; returns whether it was by this.
@@ -127,13 +137,16 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
         by: &Decider,
     ) -> Result<(u64, Option<Place>)>;
 
+    /// Gives up to `limit` deliveries up that have waited so long, by the store's clock. Returns how many.
+    async fn expire_deliveries(&self, waited: Duration, limit: usize) -> Result<u64>;
+
     /// Removes up to `limit` deliveries that ended so long ago, by the store's clock. Returns how many.
     async fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> Result<u64>;
 
     /// Removes up to `limit` deliveries of an owner. Returns how many.
     async fn remove_deliveries_of(&self, owner: &Owner, limit: usize) -> Result<u64>;
 
-    /// Removes the callback of an owner, with its secrets. Returns whether there was one.
+    /// Removes the callback of an owner, with its secrets, and their receivers. Returns whether there was one.
     async fn remove_callback_of(&self, owner: &Owner) -> Result<bool>;
 }
 
@@ -195,7 +208,7 @@ pub struct NewDelivery {
     pub kind: &'static str,
     /// The event as JSON.
     pub event: String,
-    pub sequence: u32,
+    pub position: u64,
     pub job: Option<JobId>,
     pub batch: Option<BatchId>,
     /// The secret of an owner who has none.
@@ -222,8 +235,11 @@ pub struct DueDelivery {
     pub job: Option<JobId>,
     /// How often it was sent before.
     pub tries: u32,
-    /// What signs it: one secret, or two while one takes the place of the other.
+    /// What signs it: one secret, or two while one takes the place of the other; none where the owner was erased.
     pub secrets: Vec<Secret>,
+    /// Whether its receiver has taken something, and how often in a row it has not.
+    pub is_proven: bool,
+    pub failures: u32,
     /// What there is of the owner's own callback, if this is its URL.
     pub own: Option<OwnUrl>,
 }
@@ -240,6 +256,8 @@ pub struct OwnUrl {
 pub struct TriedDelivery {
     pub id: Uuid,
     pub next: NextTry,
+    /// Whether it was sent at all.
+    pub is_sent: bool,
     /// The status of the answer, if there was one.
     pub status: Option<u16>,
     /// Why it was not taken, in one word.
@@ -330,7 +348,7 @@ pub(super) fn called_job(row: &impl StoreRow) -> Result<CalledJob> {
 /// Whether no event of the same job or batch waits for the same URL that comes before that of the delivery `d`.
 pub(super) const IS_FIRST_OF_SUBJECT: &str =
     "not exists (select 1 from deliveries e where e.state = 'waiting'
-    and e.subject = d.subject and e.url = d.url and e.sequence < d.sequence)";
+    and e.subject = d.subject and e.url = d.url and e.receiver = d.receiver and e.position < d.position)";
 
 /// What the owner's own callback `c` has to do with the delivery `d`.
 pub(super) const OWN_URL: &str =
@@ -376,7 +394,10 @@ fn secret_if_any(row: &impl StoreRow, column: &str) -> Result<Option<Secret>> {
 }
 
 pub(super) fn due(row: &impl StoreRow) -> Result<DueDelivery> {
-    let Secrets { secret, previous } = secrets(row)?;
+    let (secret, previous) = match secret_if_any(row, "secret")? {
+        Some(_) => secrets(row).map(|secrets| (Some(secrets.secret), secrets.previous))?,
+        None => (None, None),
+    };
     let is_own: bool = row.read("is_own")?;
     let own = OwnUrl { is_failing: row.read("is_failing")?, is_disabled: row.read("is_disabled")? };
     Ok(DueDelivery {
@@ -388,7 +409,9 @@ pub(super) fn due(row: &impl StoreRow) -> Result<DueDelivery> {
         event: row.read("event")?,
         job: row.read::<Option<Uuid>>("job_id")?.map(JobId),
         tries: row.count("tries")?,
-        secrets: [Some(secret), previous.map(|(secret, _)| secret)].into_iter().flatten().collect(),
+        secrets: [secret, previous.map(|(secret, _)| secret)].into_iter().flatten().collect(),
+        is_proven: row.read("is_proven")?,
+        failures: row.count("failures")?,
         own: is_own.then_some(own),
     })
 }

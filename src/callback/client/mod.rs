@@ -47,7 +47,7 @@ const MAX_BODY_TIME: Duration = Duration::from_secs(1);
 const IDLE_PER_RECEIVER: usize = 16;
 
 /// How long they are kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much an HTTP/2 receiver may send of an answer, and of all answers at a time, before anybody reads it, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;

@@ -1,6 +1,7 @@
 //! The columns of what people and keys make and ask for beside jobs.
 
 use sqlx::{Postgres, Sqlite};
+use uuid::Uuid;
 
 use crate::{
     access::NewKey,
@@ -11,6 +12,7 @@ use crate::{
         batch_items::Part,
         changes::NewChange,
         convert::{micros, to_i32, to_millis},
+        events::to_position,
         sql::{Bound, Columns, Declared, Text, column, sparse_column},
     },
 };
@@ -41,7 +43,15 @@ columns! {
 }
 
 columns! {
-    /// A new delivery.
+    /// A new delivery, and the secret of an owner who has none.
+    NewDeliveryColumns "new_delivery" of<'a> &'a NewDelivery as new {
+        delivery: list DeliveryColumns = new,
+        fresh: bytea = new.fresh.expose_bytes(),
+    }
+}
+
+columns! {
+    /// What is written of it.
     DeliveryColumns "delivery" of<'a> &'a NewDelivery as delivery {
         id: uuid = delivery.id,
         receiver: uuid = delivery.receiver,
@@ -52,18 +62,17 @@ columns! {
         kind: text = delivery.kind,
         event: text = &*delivery.event,
         subject: uuid = delivery.subject(),
-        sequence: integer = to_i32(delivery.sequence),
+        position: bigint = to_position(delivery.position),
         job_id: uuid or null = delivery.job.map(|job| job.0),
         batch_id: uuid or null = delivery.batch.map(|batch| batch.0),
     }
 }
 
 columns! {
-    /// The owner of a new delivery, and the secret of one who has none.
-    SigningColumns "signing" of<'a> &'a NewDelivery as delivery {
-        owner_kind: text = delivery.owner.kind().as_str(),
-        owner_id: text = delivery.owner.id(),
-        secret: bytea = delivery.fresh.expose_bytes(),
+    /// Whether a receiver has taken what it was sent.
+    ReceiverColumns "answers" of<'a> &'a (Uuid, bool) as answer {
+        id: uuid = answer.0,
+        is_taken: boolean = answer.1,
     }
 }
 
@@ -73,6 +82,7 @@ columns! {
         id: uuid = tried.id,
         state: text = tried.state().as_str(),
         after: bigint or null = tried.after().map(micros),
+        is_sent: boolean = tried.is_sent,
         last_status: integer or null = tried.status.map(i32::from),
         last_error: text or null = tried.error,
     }

@@ -11,12 +11,13 @@ use crate::{
     job::{CallbackUrl, JobId, Owner, Principal},
     store::{
         Callback, CallbackAnswer, Callbacks, CalledEvent, CalledJob, ChangeKind, Decider, Delivery,
-        DeliveryFilter, DueDelivery, EventsAfter, NewDelivery, Place, Recovery, Result, Secrets,
-        TriedDelivery,
+        DeliveryFilter, DeliveryState, DueDelivery, EventsAfter, NewDelivery, Place, Recovery, Result,
+        Secrets, TriedDelivery,
         callbacks::{callback, called, called_job, delivery, due, recovered, secrets, told},
         changes::NewChange,
         columns::{
-            ChangeColumns, DeliveryColumns, PrincipalColumns, SigningColumns, StretchColumns, TriedColumns,
+            ChangeColumns, NewDeliveryColumns, PrincipalColumns, ReceiverColumns, StretchColumns,
+            TriedColumns,
         },
         convert::{micros, to_limit, uuids},
         events::to_position,
@@ -49,7 +50,8 @@ statements! { Postgres:
     replace(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, owner_kind: &str, owner_id: &str, fresh: Vec<u8>, overlap: i64) = "with changed as (
         update callbacks set previous_secret = secret, secret = {fresh},
             previous_until = now() + {overlap}::bigint * interval '1 microsecond'
-        where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} returning *),
+        where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}
+            and ({overlap} = 0 or coalesce(previous_until <= now(), true)) returning *),
     logged as ({log}, owner_kind, owner_id, owner_id, null,
         jsonb_build_object('overlap_secs', {overlap}::bigint / 1000000)::text from changed)
     select {signing_secrets} from changed c";
@@ -58,44 +60,78 @@ statements! { Postgres:
     where {may_see} and url is not null and (owner_kind, owner_id) > ({behind_kind}, {behind_id})
     order by owner_kind, owner_id limit {limit}";
 
-    /// Each job is looked up by its ID, whatever the planner believes.
+    /// Each job is looked up by its ID, whatever the planner believes. It may be another one's by now.
     called(after: i64, up_to: i64) = "select e.*, coalesce(j.callback_url, b.callback_url) as subject_url, c.url as owner_url
     from events e
-    left join lateral (select callback_url from jobs where jobs.id = e.job_id offset 0) j on true
-    left join lateral (select callback_url from batches where batches.id = e.batch_id and e.job_id is null offset 0) b on true
-    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id
+    left join lateral (select callback_url from jobs where jobs.id = e.job_id
+        and owner_kind = e.owner_kind and owner_id = e.owner_id and created_at <= e.at offset 0) j on true
+    left join lateral (select callback_url from batches where batches.id = e.batch_id and e.job_id is null
+        and owner_kind = e.owner_kind and owner_id = e.owner_id offset 0) b on true
+    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
     where e.position > {after} and e.position <= {up_to} and e.owner_id is not null
         and (j.callback_url is not null or b.callback_url is not null or c.url is not null)
     order by e.position";
 
-    ensure_all(signing: Rows<'_, SigningColumns>) = "insert into callbacks ({signing}) select {i.signing} from {rows} on conflict do nothing";
+    /// A receiver that is left alone for a while is not asked before that. What comes after one that waits, waits as long.
+    add(deliveries: Rows<'_, NewDeliveryColumns>) = "with i as materialized (select * from {rows}),
+    signed as (
+        insert into callbacks (owner_kind, owner_id, secret) select owner_kind, owner_id, fresh from i on conflict do nothing),
+    added as (
+        insert into deliveries ({delivery}, state, due_at, finished_at, last_error)
+        select {i.delivery}, case when is_disabled then 'failed' else 'waiting' end,
+            case when not is_disabled then greatest(now(), behind) end,
+            case when is_disabled then now() end, case when is_disabled then 'disabled' end
+        from (select i.*, coalesce(c.disabled_at is not null and c.url = i.url, false) as is_disabled,
+                (select max(d.due_at) from deliveries d where d.state = 'waiting' and d.subject = i.subject and d.url = i.url
+                    and d.receiver = i.receiver) as behind
+            from i left join callbacks c on c.owner_kind = i.owner_kind and c.owner_id = i.owner_id) i
+        on conflict do nothing
+        returning receiver, owner_kind, owner_id, state)
+    insert into receivers as r (id, owner_kind, owner_id, next_at)
+    select distinct receiver, owner_kind, owner_id, now() from added where state = 'waiting'
+    on conflict (id) do update set next_at = least(r.next_at, excluded.next_at) where r.next_at is null or r.failures = 0";
 
-    add(deliveries: Rows<'_, DeliveryColumns>) = "insert into deliveries ({delivery}) select {i.delivery} from {rows} on conflict do nothing";
-
-    /// Receivers that have something to send are found one after the other by the index, however much each has.
-    due(without: Vec<Uuid>, most: i64, limit: i64) = "with recursive receivers (receiver) as (
-        (select receiver from deliveries where state = 'waiting' order by receiver limit 1)
-        union all
-        select (select d.receiver from deliveries d where d.state = 'waiting' and d.receiver > r.receiver order by d.receiver limit 1)
-        from receivers r where r.receiver is not null)
-    select d.*, {signing_secrets}, {own_url}
-    from receivers r
-    cross join lateral (
-        select *, row_number() over (order by due_at) as place from (
-            select * from deliveries d where d.receiver = r.receiver and d.state = 'waiting' and d.due_at <= now() and {is_first_of_subject}
-            order by d.due_at limit {most}) d) d
-    join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
-    where r.receiver is not null and r.receiver <> all({without})
-    order by row_number() over (partition by d.owner_kind, d.owner_id order by d.place, d.due_at), d.due_at limit {limit}";
+    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago. Rows are read whole only
+    /// where they are returned.
+    due(full: Vec<Uuid>, open: Vec<Uuid>, most: i64, limit: i64) = "with page as materialized (
+        select id, is_proven, failures from receivers where next_at <= now() and id <> all({full}) order by next_at limit {limit}
+        for update skip locked),
+    found as materialized (
+        select d.id, d.receiver, p.is_proven, p.failures, row_number() over (partition by d.receiver order by d.due_at) as place
+        from page p cross join lateral (
+            select id, receiver, due_at from deliveries d
+            where d.receiver = p.id and d.state = 'waiting' and d.due_at <= now() and d.id <> all({open}) and {is_first_of_subject}
+            order by d.due_at limit {most}) d),
+    moved as (
+        update receivers r set next_at = case when exists (select 1 from found f where f.receiver = r.id) then now()
+            else (select d.due_at from deliveries d where d.receiver = r.id and d.state = 'waiting' and d.id <> all({open})
+                order by d.due_at limit 1) end
+        where r.id in (select id from page))
+    select d.*, f.is_proven, f.failures, {signing_secrets}, {own_url}
+    from (select * from found order by place limit {limit}) f
+    join deliveries d on d.id = f.id
+    left join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
+    order by f.place, d.due_at";
 
     called_jobs(ids: Vec<Uuid>, most: i64) = "select {job}, case when octet_length(result::text) <= {most} then result::text end as result,
         case when octet_length(result::text) > {most} then octet_length(result::text)::bigint end as left_out
     from jobs where id = any({ids})";
 
-    note(tried: Rows<'_, TriedColumns>) = "update deliveries d set state = i.state,
-        due_at = now() + i.after * interval '1 microsecond', tries = tries + 1, last_status = i.last_status, last_error = i.last_error,
-        tried_at = now(), finished_at = case when i.state <> 'waiting' then now() end
-    from {rows} where d.id = i.id and d.state = 'waiting'";
+    note(tried: Rows<'_, TriedColumns>) = "with noted as (
+        update deliveries d set state = i.state, due_at = now() + i.after * interval '1 microsecond', tries = tries + i.is_sent::integer,
+            last_status = i.last_status, last_error = i.last_error, tried_at = now(),
+            finished_at = case when i.state <> 'waiting' then now() end
+        from {rows} where d.id = i.id and d.state = 'waiting'
+        returning d.subject, d.url, d.receiver, d.position, d.due_at)
+    update deliveries d set due_at = n.due_at from noted n
+    where n.due_at is not null and d.state = 'waiting' and d.subject = n.subject and d.url = n.url and d.receiver = n.receiver
+        and d.position > n.position and d.due_at < n.due_at";
+
+    /// One that fails is asked again after a second, then two, four and so on, up to five minutes.
+    note_receivers(answers: Rows<'_, ReceiverColumns>) = "update receivers r set is_proven = r.is_proven or i.is_taken,
+        failures = case when i.is_taken then 0 else failures + 1 end,
+        next_at = case when i.is_taken then now() else now() + least(300, power(2, least(failures, 9))) * interval '1 second' end
+    from {rows} where r.id = i.id";
 
     note_callback(owner_kind: &str, owner_id: &str, url: &str, taken: bool, gone: bool, patience: i64, record: bool) = "with changed as (
         update callbacks set failing_since = case when not {taken} then coalesce(failing_since, now()) end,
@@ -119,16 +155,29 @@ statements! { Postgres:
     where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order} and ({wanted_state}::text is null or state = {wanted_state})
     order by created_at desc, id desc limit {limit}";
 
-    recover(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, delivered: bool, limit: i64) = "with page as (
+    /// They are few among all.
+    failed(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, limit: i64) = "select * from deliveries
+    where {may_see} and state = 'failed' and {in_order} order by created_at desc, id desc limit {limit}";
+
+    failed_of_owner(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, limit: i64) = "select * from deliveries
+    where {may_see} and state = 'failed' and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
+    order by created_at desc, id desc limit {limit}";
+
+    recover_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, limit: i64) = "with page as (
         select id from deliveries
-        where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
-            and (state = 'failed' or {delivered} and state = 'delivered')
-        order by created_at desc, id desc limit {limit} for update),
-    changed as (update deliveries set state = 'waiting', due_at = now(), tries = 0, finished_at = null
-        where id in (select id from page) returning id, created_at),
-    logged as ({log}, {owner_kind}::text, {owner_id}::text, {owner_id}::text, null, jsonb_build_object('deliveries', deliveries)::text
-        from (select count(*) as deliveries from changed) c where deliveries > 0)
-    select id, created_at, count(*) over () as deliveries from changed order by created_at, id limit 1";
+        where {may_see} and state = 'failed' and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
+        order by created_at desc, id desc limit {limit} for update), {recover_page}";
+
+    recover_all(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, stretch: One<'_, StretchColumns>, owner_kind: &str, owner_id: &str, limit: i64) = "with page as (
+        select id from deliveries
+        where {may_see} and state <> 'waiting' and owner_kind = {owner_kind} and owner_id = {owner_id} and {in_order}
+        order by created_at desc, id desc limit {limit} for update), {recover_page}";
+
+    expire(waited: i64, limit: i64) = "with expired as (update deliveries set state = 'failed', due_at = null, finished_at = now(), last_error = 'expired'
+        where id in (select id from deliveries where state = 'waiting' and waiting_since < now() - {waited}::bigint * interval '1 microsecond'
+            order by waiting_since limit {limit})
+        returning 1)
+    select count(*) as deliveries from expired";
 
     remove(ended_for: i64, limit: i64) = "with gone as (delete from deliveries where id in (
         select id from deliveries where finished_at < now() - {ended_for}::bigint * interval '1 microsecond' order by finished_at limit {limit})
@@ -140,8 +189,9 @@ statements! { Postgres:
         returning 1)
     select count(*) as deliveries from gone";
 
-    remove_callback(owner_kind: &str, owner_id: &str) =
-    "delete from callbacks where owner_kind = {owner_kind} and owner_id = {owner_id} returning 1";
+    remove_callback(owner_kind: &str, owner_id: &str) = "with gone as (
+        delete from receivers where owner_kind = {owner_kind} and owner_id = {owner_id})
+    delete from callbacks where owner_kind = {owner_kind} and owner_id = {owner_id} returning 1";
 }
 
 #[async_trait]
@@ -193,7 +243,10 @@ impl Callbacks for PostgresStore {
             Some(overlap) => {
                 let change = NewChange::new(ChangeKind::CallbackRotated, principal, by);
                 let query = sql::replace(One(principal), One(&change), kind, id, secret, micros(overlap));
-                self.other.fetch_first(query).await?
+                match self.other.fetch_first(query).await? {
+                    Some(replaced) => Some(replaced),
+                    None => self.other.fetch_first(sql::secrets(One(principal), kind, id)).await?,
+                }
             }
         };
         found.as_ref().map(secrets).transpose()
@@ -219,12 +272,17 @@ impl Callbacks for PostgresStore {
 
     async fn add_deliveries(&self, deliveries: &[NewDelivery]) -> Result<()> {
         let rows: Vec<_> = deliveries.iter().collect();
-        self.other.fetch(sql::ensure_all(Rows(&rows))).await?;
         self.other.fetch(sql::add(Rows(&rows))).await.map(drop)
     }
 
-    async fn due_deliveries(&self, without: &[Uuid], most: usize, limit: usize) -> Result<Vec<DueDelivery>> {
-        let query = sql::due(without.to_vec(), to_limit(most), to_limit(limit));
+    async fn due_deliveries(
+        &self,
+        full: &[Uuid],
+        open: &[Uuid],
+        most: usize,
+        limit: usize,
+    ) -> Result<Vec<DueDelivery>> {
+        let query = sql::due(full.to_vec(), open.to_vec(), to_limit(most), to_limit(limit));
         Ok(readable(&self.other.fetch(query).await?, due))
     }
 
@@ -236,6 +294,11 @@ impl Callbacks for PostgresStore {
     async fn note_deliveries(&self, tried: &[TriedDelivery]) -> Result<()> {
         let rows: Vec<_> = tried.iter().collect();
         self.other.fetch(sql::note(Rows(&rows))).await.map(drop)
+    }
+
+    async fn note_receivers(&self, answers: &[(Uuid, bool)]) -> Result<()> {
+        let rows: Vec<_> = answers.iter().collect();
+        self.other.fetch(sql::note_receivers(Rows(&rows))).await.map(drop)
     }
 
     async fn note_callback(
@@ -259,12 +322,17 @@ impl Callbacks for PostgresStore {
         limit: usize,
     ) -> Result<Vec<Delivery>> {
         let stretch = Stretch::between(None, None, before);
-        let (state, limit) = (filter.state.map(|state| state.as_str()), to_limit(limit));
-        let query = match filter.owner.as_ref().or(principal.owner()) {
-            None => sql::deliveries(One(principal), One(&stretch), state, limit),
-            Some(owner) => {
-                let (kind, id) = (owner.kind().as_str(), owner.id());
-                sql::deliveries_of_owner(One(principal), One(&stretch), kind, id, state, limit)
+        let (state, limit) = (filter.state, to_limit(limit));
+        let (one, stretch) = (One(principal), One(&stretch));
+        let query = match (filter.owner.as_ref().or(principal.owner()), state) {
+            (None, Some(DeliveryState::Failed)) => sql::failed(one, stretch, limit),
+            (None, state) => sql::deliveries(one, stretch, state.map(DeliveryState::as_str), limit),
+            (Some(owner), Some(DeliveryState::Failed)) => {
+                sql::failed_of_owner(one, stretch, owner.kind().as_str(), owner.id(), limit)
+            }
+            (Some(owner), state) => {
+                let state = state.map(DeliveryState::as_str);
+                sql::deliveries_of_owner(one, stretch, owner.kind().as_str(), owner.id(), state, limit)
             }
         };
         Ok(readable(&self.other.fetch(query).await?, delivery))
@@ -283,8 +351,13 @@ impl Callbacks for PostgresStore {
         let stretch = Stretch::between(Some(recovery.since), None, recovery.before);
         let (kind, id) = (owner.kind().as_str(), owner.id());
         let (one, change, stretch) = (One(principal), One(&change), One(&stretch));
-        let query = sql::recover(one, change, stretch, kind, id, recovery.delivered, to_limit(limit));
+        let of = if recovery.delivered { sql::recover_all } else { sql::recover_failed };
+        let query = of(one, change, stretch, kind, id, to_limit(limit));
         self.other.fetch_first(query).await?.as_ref().map_or(Ok((0, None)), |row| recovered(row, limit))
+    }
+
+    async fn expire_deliveries(&self, waited: Duration, limit: usize) -> Result<u64> {
+        self.other.fetch_total(sql::expire(micros(waited), to_limit(limit)), "deliveries").await
     }
 
     async fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> Result<u64> {

@@ -94,6 +94,16 @@ impl Dialect for Postgres {
             "c.secret, c.previous_secret, c.previous_until, coalesce(c.previous_until > now(), false) as previous_signs",
         ),
         ("own_url", OWN_URL),
+        // What is done with a page of deliveries that are sent again.
+        (
+            "recover_page",
+            "changed as (update deliveries set state = 'waiting', waiting_since = now(), due_at = now(), tries = 0, finished_at = null
+                where id in (select id from page) returning id, created_at, receiver),
+            asked as (update receivers set next_at = now(), failures = 0 where id in (select receiver from changed)),
+            logged as ({log}, {owner_kind}::text, {owner_id}::text, {owner_id}::text, null, jsonb_build_object('deliveries', deliveries)::text
+                from (select count(*) as deliveries from changed) c where deliveries > 0)
+            select id, created_at, count(*) over () as deliveries from changed order by created_at, id limit 1",
+        ),
         // Whether nothing is sent any more to a URL that answered so.
         (
             "is_given_up",

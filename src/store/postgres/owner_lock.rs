@@ -44,13 +44,14 @@ const IS_OWN_EVENT: &str = "cardinality(owner_ids) = 1 \
 
 /// What the statements that take a principal need: the tables, what they do there, and whose the rows are. The busiest
 /// table comes last, so that it is locked for the shortest time.
-const TABLES: [(&str, &str, &str); 14] = [
+const TABLES: [(&str, &str, &str); 15] = [
     ("access_keys", "select, insert, update", IS_OWN),
     ("actions", "select, insert, update, delete", IS_OWN),
     ("rejected", "select, update", IS_NOBODYS),
     ("changes", "select, insert", IS_OWN),
     ("callbacks", "select, insert, update", IS_OWN),
     ("deliveries", "select, update", IS_OWN),
+    ("receivers", "select, update", IS_OWN),
     ("events", "select", IS_OWN),
     ("event_inbox", "insert", IS_OWN_EVENT),
     ("known_as", "select", IS_OF_JOB),

@@ -47,46 +47,77 @@ statements! { Sqlite:
 
     replace(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, fresh: Vec<u8>, overlap: i64, now: i64) = "update callbacks
     set previous_secret = secret, secret = {fresh}, previous_until = {now} + {overlap}
-    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}";
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}
+        and ({overlap} = 0 or coalesce(previous_until <= {now}, 1))";
 
     callbacks(principal: One<'_, PrincipalColumns>, behind_kind: &str, behind_id: &str, limit: i64) = "select * from callbacks
     where {may_see} and url is not null and (owner_kind, owner_id) > ({behind_kind}, {behind_id})
     order by owner_kind, owner_id limit +{limit}";
 
+    /// An ID may be another one's by now.
     called(after: i64, up_to: i64) = "select e.*, coalesce(j.callback_url, b.callback_url) as subject_url, c.url as owner_url
     from events e
-    left join jobs j on j.id = e.job_id
-    left join batches b on b.id = e.batch_id and e.job_id is null
-    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id
+    left join jobs j on j.id = e.job_id and j.owner_kind = e.owner_kind and j.owner_id = e.owner_id and j.created_at <= e.at
+    left join batches b on b.id = e.batch_id and e.job_id is null and b.owner_kind = e.owner_kind and b.owner_id = e.owner_id
+    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
     where e.position > {after} and e.position <= {up_to} and e.owner_id is not null
         and (j.callback_url is not null or b.callback_url is not null or c.url is not null)
     order by e.position";
 
-    add(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, due_at)
-    values ({values delivery}, {now}, {now}) on conflict do nothing";
+    is_disabled(owner_kind: &str, owner_id: &str, url: &str) = "select 1 from callbacks
+    where owner_kind = {owner_kind} and owner_id = {owner_id} and url = {url} and disabled_at is not null";
 
-    /// Receivers that have something to send are found one after the other by the index, however much each has.
-    due(without: &str, most: i64, limit: i64, now: i64) = "with recursive receivers (receiver) as (
-        select min(receiver) from deliveries where state = 'waiting'
-        union all
-        select (select min(d.receiver) from deliveries d where d.state = 'waiting' and d.receiver > r.receiver)
-        from receivers r where r.receiver is not null)
-    select d.*, {signing_secrets}, {own_url}
-    from receivers r
-    join deliveries d on d.id in (
-        select d.id from deliveries d where d.receiver = r.receiver and d.state = 'waiting' and d.due_at <= {now} and {is_first_of_subject}
-        order by d.due_at limit +{most})
-    join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
-    where r.receiver is not null and r.receiver not in (select unhex(value) from json_each({without}))
-    order by row_number() over (partition by d.owner_kind, d.owner_id order by d.due_at), d.due_at limit +{limit}";
+    /// What comes after one that waits, waits as long.
+    add(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, waiting_since, due_at)
+    values ({values delivery}, {now}, {now}, max({now}, coalesce((select max(d.due_at) from deliveries d
+        where d.state = 'waiting' and d.subject = {subject} and d.url = {url} and d.receiver = {receiver}), 0)))
+    on conflict do nothing";
+
+    add_disabled(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, waiting_since, state,
+        finished_at, last_error)
+    values ({values delivery}, {now}, {now}, 'failed', {now}, 'disabled') on conflict do nothing";
+
+    /// One that is left alone for a while is not asked before that.
+    ask(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into receivers (id, owner_kind, owner_id, next_at)
+    values ({receiver}, {owner_kind}, {owner_id}, {now})
+    on conflict (id) do update set next_at = min(coalesce(next_at, excluded.next_at), excluded.next_at)
+        where receivers.next_at is null or receivers.failures = 0";
+
+    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago.
+    due_receivers(full: &str, limit: i64, now: i64) = "select id from receivers
+    where next_at <= {now} and id not in (select unhex(value) from json_each({full})) order by next_at limit +{limit}";
+
+    due(receiver_id: Uuid, open: &str, most: i64, now: i64) = "select d.*, r.is_proven, r.failures, {signing_secrets}, {own_url}
+    from deliveries d
+    join receivers r on r.id = d.receiver
+    left join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
+    where d.receiver = {receiver_id} and d.state = 'waiting' and d.due_at <= {now} and {is_first_of_subject}
+        and d.id not in (select unhex(value) from json_each({open}))
+    order by d.due_at limit +{most}";
+
+    looked(receiver_id: Uuid, open: &str, is_any: bool, now: i64) = "update receivers set next_at = case when {is_any} then {now}
+        else (select min(due_at) from deliveries d where d.receiver = {receiver_id} and d.state = 'waiting'
+            and d.id not in (select unhex(value) from json_each({open}))) end
+    where id = {receiver_id}";
 
     called_job(id: Uuid, most: i64) = "select {job}, case when octet_length(result) <= {most} then result end as result,
         case when octet_length(result) > {most} then octet_length(result) end as left_out
     from jobs where id = {id}";
 
-    note(tried: One<'_, TriedColumns>, now: i64) = "update deliveries set state = {state}, due_at = {now} + {after}, tries = tries + 1,
-        last_status = {last_status}, last_error = {last_error}, tried_at = {now}, finished_at = case when {state} <> 'waiting' then {now} end
-    where id = {id} and state = 'waiting'";
+    note(tried: One<'_, TriedColumns>, now: i64) = "update deliveries set state = {state}, due_at = {now} + {after}, tries = tries + {is_sent},
+        last_status = {last_status}, last_error = {last_error}, tried_at = {now},
+        finished_at = case when {state} <> 'waiting' then {now} end
+    where id = {id} and state = 'waiting'
+    returning subject, url, receiver, position, due_at";
+
+    put_off(subject: Uuid, url: &str, receiver_id: Uuid, position: i64, due_at: i64) = "update deliveries set due_at = {due_at}
+    where state = 'waiting' and subject = {subject} and url = {url} and receiver = {receiver_id} and position > {position} and due_at < {due_at}";
+
+    /// One that fails is asked again after a second, then two, four and so on, up to five minutes.
+    note_receiver(receiver_id: Uuid, is_taken: bool, now: i64) = "update receivers set is_proven = is_proven or {is_taken},
+        failures = case when {is_taken} then 0 else failures + 1 end,
+        next_at = case when {is_taken} then {now} else {now} + min(300, 1 << min(failures, 9)) * 1000000 end
+    where id = {receiver_id}";
 
     note_callback(owner_kind: &str, owner_id: &str, url: &str, taken: bool, gone: bool, patience: i64, now: i64) = "update callbacks
     set failing_since = case when not {taken} then coalesce(failing_since, {now}) end,
@@ -114,8 +145,18 @@ statements! { Sqlite:
             and (state = 'failed' or {delivered} and state = 'delivered')
         order by created_at desc, id desc limit +{limit}) order by created_at, id";
 
-    recover(delivery_id: Uuid, now: i64) = "update deliveries set state = 'waiting', due_at = {now}, tries = 0, finished_at = null
+    recover(delivery_id: Uuid, now: i64) = "update deliveries set state = 'waiting', waiting_since = {now}, due_at = {now}, tries = 0,
+        finished_at = null
     where id = {delivery_id}";
+
+    ask_again(delivery_id: Uuid, now: i64) = "update receivers set next_at = {now}, failures = 0
+    where id = (select receiver from deliveries where id = {delivery_id})";
+
+    expire(waited: i64, limit: i64, now: i64) = "update deliveries set state = 'failed', due_at = null, finished_at = {now}, last_error = 'expired'
+    where id in (select id from deliveries where state = 'waiting' and waiting_since < {now} - {waited} order by waiting_since limit +{limit})";
+
+    remove_receivers(owner_kind: &str, owner_id: &str) =
+    "delete from receivers where owner_kind = {owner_kind} and owner_id = {owner_id}";
 
     remove(ended_for: i64, limit: i64, now: i64) = "delete from deliveries where id in (
         select id from deliveries where finished_at < {now} - {ended_for} order by finished_at limit +{limit})";
@@ -179,9 +220,10 @@ impl Callbacks for SqliteStore {
                 sql::ensure(kind, id, secret.clone(), now).execute(&mut *db).await?;
                 if let Some(overlap) = replaced {
                     let replace = sql::replace(One(&principal), kind, id, secret, micros(overlap), now);
-                    replace.execute(&mut *db).await?;
-                    let change = NewChange::new(ChangeKind::CallbackRotated, &principal, &by);
-                    log_callback(db, now, &change, &owner, &rotated(overlap)).await?;
+                    if replace.execute(&mut *db).await?.rows_affected() > 0 {
+                        let change = NewChange::new(ChangeKind::CallbackRotated, &principal, &by);
+                        log_callback(db, now, &change, &owner, &rotated(overlap)).await?;
+                    }
                 }
                 let found = sql::secrets(One(&principal), kind, id, now).fetch_optional(&mut *db).await?;
                 found.as_ref().map(secrets).transpose()
@@ -216,7 +258,12 @@ impl Callbacks for SqliteStore {
                     let (kind, id) = (delivery.owner.kind().as_str(), delivery.owner.id());
                     let secret = delivery.fresh.expose_bytes().to_vec();
                     sql::ensure(kind, id, secret, now).execute(&mut *db).await?;
-                    sql::add(One(delivery), now).execute(&mut *db).await?;
+                    let is_disabled = sql::is_disabled(kind, id, &delivery.url);
+                    if is_disabled.fetch_optional(&mut *db).await?.is_some() {
+                        sql::add_disabled(One(delivery), now).execute(&mut *db).await?;
+                    } else if sql::add(One(delivery), now).execute(&mut *db).await?.rows_affected() > 0 {
+                        sql::ask(One(delivery), now).execute(&mut *db).await?;
+                    }
                 }
                 Ok(())
             })
@@ -224,11 +271,34 @@ impl Callbacks for SqliteStore {
         .await
     }
 
-    async fn due_deliveries(&self, without: &[Uuid], most: usize, limit: usize) -> Result<Vec<DueDelivery>> {
-        let without: Vec<_> = without.iter().map(|receiver| receiver.simple().to_string()).collect();
-        let without = serde_json::to_string(&without).unwrap_or_default();
-        let query = sql::due(&without, to_limit(most), to_limit(limit), self.now_micros());
-        Ok(readable(&self.reader.fetch(query).await?, due))
+    async fn due_deliveries(
+        &self,
+        full: &[Uuid],
+        open: &[Uuid],
+        most: usize,
+        limit: usize,
+    ) -> Result<Vec<DueDelivery>> {
+        let list = |ids: &[Uuid]| {
+            let ids: Vec<_> = ids.iter().map(|id| id.simple().to_string()).collect();
+            serde_json::to_string(&ids).unwrap_or_default()
+        };
+        let (full, open) = (list(full), list(open));
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let page = sql::due_receivers(&full, to_limit(limit), now).fetch_all(&mut *db).await?;
+                let mut found = Vec::new();
+                for receiver in &page {
+                    let id: Uuid = receiver.read("id")?;
+                    let rows = sql::due(id, &open, to_limit(most), now).fetch_all(&mut *db).await?;
+                    sql::looked(id, &open, !rows.is_empty(), now).execute(&mut *db).await?;
+                    found.extend(readable(&rows, due).into_iter().enumerate());
+                }
+                // Of each receiver one, then of each the next.
+                found.sort_by_key(|(place, _)| *place);
+                Ok(found.into_iter().take(limit).map(|(_, delivery)| delivery).collect())
+            })
+        })
+        .await
     }
 
     async fn called_jobs(&self, jobs: &[JobId], most: usize) -> Result<Vec<CalledJob>> {
@@ -240,7 +310,29 @@ impl Callbacks for SqliteStore {
     }
 
     async fn note_deliveries(&self, tried: &[TriedDelivery]) -> Result<()> {
-        self.write_each(tried.to_vec(), |tried, now| sql::note(One(tried), now)).await.map(drop)
+        let tried = tried.to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                for tried in &tried {
+                    let Some(noted) = sql::note(One(tried), now).fetch_optional(&mut *db).await? else {
+                        continue;
+                    };
+                    let Some(due_at) = noted.read::<Option<i64>>("due_at")? else { continue };
+                    let (subject, url) = (noted.read("subject")?, noted.read::<String>("url")?);
+                    let (receiver, position) = (noted.read("receiver")?, noted.read("position")?);
+                    sql::put_off(subject, &url, receiver, position, due_at).execute(&mut *db).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn note_receivers(&self, answers: &[(Uuid, bool)]) -> Result<()> {
+        let answers = answers.to_vec();
+        self.write_each(answers, |(id, is_taken), now| sql::note_receiver(*id, *is_taken, now))
+            .await
+            .map(drop)
     }
 
     async fn note_callback(
@@ -308,7 +400,9 @@ impl Callbacks for SqliteStore {
                 let found = query.fetch_all(&mut *db).await?;
                 let Some(oldest) = found.first() else { return Ok((0, None)) };
                 for row in &found {
-                    sql::recover(row.read("id")?, now).execute(&mut *db).await?;
+                    let id: Uuid = row.read("id")?;
+                    sql::recover(id, now).execute(&mut *db).await?;
+                    sql::ask_again(id, now).execute(&mut *db).await?;
                 }
                 let recovered = recovered(oldest, limit)?;
                 let change = NewChange::new(ChangeKind::CallbackRecovered, &principal, &by);
@@ -318,6 +412,11 @@ impl Callbacks for SqliteStore {
             })
         })
         .await
+    }
+
+    async fn expire_deliveries(&self, waited: Duration, limit: usize) -> Result<u64> {
+        let (waited, limit) = (micros(waited), to_limit(limit));
+        self.write_one(move |now| sql::expire(waited, limit, now)).await
     }
 
     async fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> Result<u64> {
@@ -331,8 +430,15 @@ impl Callbacks for SqliteStore {
     }
 
     async fn remove_callback_of(&self, owner: &Owner) -> Result<bool> {
-        let query = sql::remove_callback(owner.kind().as_str(), owner.id());
-        Ok(self.write_one(|_| query).await? > 0)
+        let owner = owner.clone();
+        self.write(move |db, _| {
+            Box::pin(async move {
+                let (kind, id) = (owner.kind().as_str(), owner.id());
+                sql::remove_receivers(kind, id).execute(&mut *db).await?;
+                Ok(sql::remove_callback(kind, id).execute(&mut *db).await?.rows_affected() > 0)
+            })
+        })
+        .await
     }
 }
 

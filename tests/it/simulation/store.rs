@@ -503,13 +503,15 @@ pass_on!(Callbacks {
     fn callbacks(&self, &principal: Principal, behind: Option<Owner>, limit: usize) -> Vec<Callback>;
     fn called_events(&self, after: u64, limit: usize) -> EventsAfter<CalledEvent>;
     fn add_deliveries(&self, &deliveries: [NewDelivery]) -> ();
-    fn due_deliveries(&self, &without: [Uuid], most: usize, limit: usize) -> Vec<DueDelivery>;
+    fn due_deliveries(&self, &full: [Uuid], &open: [Uuid], most: usize, limit: usize) -> Vec<DueDelivery>;
     fn called_jobs(&self, &jobs: [JobId], most: usize) -> Vec<CalledJob>;
     fn note_deliveries(&self, &tried: [TriedDelivery]) -> ();
+    fn note_receivers(&self, &answers: [(Uuid, bool)]) -> ();
     fn note_callback(&self, &owner: Owner, &url: str, answer: CallbackAnswer, patience: Duration) -> bool;
     fn deliveries(&self, &principal: Principal, &filter: DeliveryFilter, before: Option<Place>, limit: usize) -> Vec<Delivery>;
     fn recover_deliveries(&self, &principal: Principal, &owner: Owner, &recovery: Recovery, limit: usize, &by: Decider)
         -> (u64, Option<Place>);
+    fn expire_deliveries(&self, waited: Duration, limit: usize) -> u64;
     fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> u64;
     fn remove_deliveries_of(&self, &owner: Owner, limit: usize) -> u64;
     fn remove_callback_of(&self, &owner: Owner) -> bool;
