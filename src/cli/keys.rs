@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     access::{AccessKey, KeyJson, NewKey, Scopes},
-    bounds::{MAX_KEYS, MAX_LIST, MAX_OVERLAP},
+    bounds::{MAX_KEYS, MAX_LIST},
     job::{Owner, OwnerKind, Principal},
     store::AddedKey,
 };
@@ -70,7 +70,7 @@ pub(super) enum Command {
         /// The ID of the key that is replaced.
         id: Uuid,
         /// How long it stays valid, for apps to take the new one: 90 days at most.
-        #[arg(long, value_name = "TIME", value_parser = overlap, default_value = "24h")]
+        #[arg(long, value_name = "TIME", value_parser = value::overlap, default_value = "24h")]
         overlap: Duration,
         #[command(flatten)]
         who: Who,
@@ -277,11 +277,6 @@ fn list(keys: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
             key.id.to_string(),
         ]
     })
-}
-
-fn overlap(text: &str) -> Result<Duration, String> {
-    value::duration(text)
-        .and_then(|time| if time > MAX_OVERLAP { Err("it may be 90d at most".to_owned()) } else { Ok(time) })
 }
 
 fn scopes(text: &str) -> Result<Scopes, String> {

@@ -21,6 +21,7 @@ mod audit;
 mod audit_log;
 mod batches;
 mod bulk;
+mod callbacks;
 mod config_command;
 mod context_command;
 mod decider;
@@ -150,6 +151,9 @@ enum ServerCommand {
     /// Make, list, rotate and revoke access keys of the HTTP API.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Set where the events of owners are sent, and see to their deliveries.
+    #[command(subcommand)]
+    Callbacks(callbacks::Command),
     AuditLog(audit_log::Args),
     Events(events::Args),
     /// Show a tool as the tool API describes it.
@@ -206,6 +210,7 @@ impl HostCommand {
                 Ok(Exit::Success)
             }),
 
+
             Self::Audit(args) => brief(sources, None, async |setup| audit::run(args, setup).await),
             Self::Erase(args) => brief(sources, None, async |setup| erase::run(args, setup).await),
             Self::Migrate(args) => brief(sources, None, async |setup| migrate::run(&args, setup).await),
@@ -226,6 +231,7 @@ impl ServerCommand {
             Self::Queues(args) => queues::run(args, setup).await,
             Self::Workers(args) => workers::run(&args, setup).await,
             Self::Keys(command) => keys::run(command, setup).await,
+            Self::Callbacks(command) => callbacks::run(command, setup).await,
             Self::AuditLog(args) => audit_log::run(args, setup).await,
             Self::Events(args) => events::run(args, setup).await,
             Self::Pins(command) => pins::run(command, setup).await,

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::exit;
 use crate::{
-    bounds::{MAX_ENVELOPE_BYTES, MAX_LIST},
+    bounds::{MAX_ENVELOPE_BYTES, MAX_LIST, MAX_OVERLAP},
     job::{BYTE_ORDER_MARK, Foreign, IdError, JobId, Owner, OwnerKind, foreign},
     store::{check_decider, check_reason},
     tool::pin::{Wanted, is_slug, wanted},
@@ -151,6 +151,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
     let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(parsed).map_err(|_| wrong())
+}
+
+/// How long what is replaced stays valid beside what takes its place.
+pub(super) fn overlap(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|time| if time > MAX_OVERLAP { Err("it may be 90d at most".to_owned()) } else { Ok(time) })
 }
 
 /// Whole milliseconds, as envelopes have them.

@@ -36,6 +36,9 @@ const CHANGING: &[&[&str]] = &[
     &["keys", "create", "--operator", "--scope", "read"],
     &["keys", "rotate", ID],
     &["keys", "revoke", ID],
+    &["callbacks", "set", "--owner", "user:u", "--url", "https://app.example.com/"],
+    &["callbacks", "secret", "--owner", "user:u"],
+    &["callbacks", "recover", "--owner", "user:u", "--since", "1h"],
     &["rejected", "requeue", ID],
     &["prune", "--state", "failed", "--yes"],
 ];
@@ -59,6 +62,8 @@ const READING: &[&[&str]] = &[
     &["workers"],
     &["pins", "list"],
     &["keys", "list"],
+    &["callbacks", "list"],
+    &["callbacks", "deliveries"],
     &["audit-log"],
     &["events"],
     &["tools", "show", "GITHUB_GET_REPO"],

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod actions;
+mod callbacks;
 pub(crate) mod decisions;
 mod desk;
 mod enqueue;

@@ -61,6 +61,11 @@ fn every_command_has_help_and_no_line_of_it_is_wrapped_badly() {
         &["context"],
         &["context", "set"],
         &["rejected", "list"],
+        &["callbacks"],
+        &["callbacks", "set"],
+        &["callbacks", "secret"],
+        &["callbacks", "deliveries"],
+        &["callbacks", "recover"],
         &["pins"],
         &["pins", "set"],
         &["tools", "show"],
@@ -268,6 +273,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
     [arguments]
 
     [events]
+
+    [callbacks]
 
     [pins]
 
