@@ -70,6 +70,11 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Usage, message: message.into() }.into()
 }
 
+/// What the environment says beside the settings cannot be used.
+pub(super) fn configuration(message: impl Into<String>) -> anyhow::Error {
+    Failure { exit: Exit::Configuration, message: message.into() }.into()
+}
+
 /// A server cannot be reached, or does not answer as errand does.
 pub(super) fn unreachable(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Unreachable, message: message.into() }.into()

@@ -35,6 +35,7 @@ mod exit;
 mod health;
 mod jobs;
 mod keys;
+mod listen;
 mod migrate;
 mod output;
 mod pins;
@@ -118,6 +119,8 @@ enum HostCommand {
     Health(health::Args),
     /// Serve the sandbox, a stand-in for the tool API.
     Sandbox(sandbox::Args),
+    /// Receive callbacks on this host, verify them, and print a line for each.
+    Listen(listen::Args),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -210,6 +213,13 @@ impl HostCommand {
                 Ok(Exit::Success)
             }),
 
+            Self::Listen(args) => {
+                let secret = sources.env.get(listen::SECRET).cloned();
+                lasting(config::load(sources)?.config, |_| async move {
+                    listen::run(args, secret.as_deref(), Shutdown::on_signals()?.stop).await?;
+                    Ok(Exit::Success)
+                })
+            }
 
             Self::Audit(args) => brief(sources, None, async |setup| audit::run(args, setup).await),
             Self::Erase(args) => brief(sources, None, async |setup| erase::run(args, setup).await),

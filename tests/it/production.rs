@@ -92,6 +92,7 @@ const OF_THIS_HOST: &[&[&str]] = &[
     &["doctor"],
     &["health"],
     &["sandbox"],
+    &["listen"],
     &["completions", "bash"],
 ];
 

@@ -22,6 +22,7 @@ mod desk;
 mod enqueue;
 mod events;
 mod keys;
+mod listen;
 mod services;
 mod tools;
 mod usage;

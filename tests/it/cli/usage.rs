@@ -66,6 +66,7 @@ fn every_command_has_help_and_no_line_of_it_is_wrapped_badly() {
         &["callbacks", "secret"],
         &["callbacks", "deliveries"],
         &["callbacks", "recover"],
+        &["listen"],
         &["pins"],
         &["pins", "set"],
         &["tools", "show"],

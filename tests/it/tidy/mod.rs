@@ -80,7 +80,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "src/queue/rabbitmq/management.rs",
         ],
     ),
-    ("axum", &["src/api/"]),
+    ("axum", &["src/api/", "src/cli/listen.rs"]),
     ("hyper", &["src/api/"]),
     ("hyper_util", &["src/api/"]),
     // Descriptions stand where the types are that are described.
