@@ -46,6 +46,7 @@ impl Place {
             ("COMPOSIO_BASE_URL", format!("http://{}", desk.sandbox)),
             ("COMPOSIO_API_KEY", "ak_test_good".to_owned()),
             ("ERRAND__EVENTS__RECORD", "all".to_owned()),
+            ("ERRAND__CALLBACKS__ENABLED", "true".to_owned()),
         ] {
             desk.env.push((name.to_owned(), value));
         }
@@ -127,12 +128,12 @@ fn parsed(text: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_of_the_page_does_what_the_page_says() {
-    let [api, keys, enqueue, batches, reads, change, actions, queues, pins, events] =
+    let [api, keys, enqueue, batches, reads, change, actions, queues, pins, events, callbacks] =
         blocks_of(PAGE, "sh")[..]
     else {
         panic!("the page has other blocks than those that are run here: {:#?}", blocks_of(PAGE, "sh"));
     };
-    assert_eq!(PAGE.matches("\n```\n").count(), 10, "a block in another language");
+    assert_eq!(PAGE.matches("\n```\n").count(), 11, "a block in another language");
     let place = Place::new();
     let _dev = place.start("errand dev", "worker ready").await;
     let _api = place.start(api.split('#').next().unwrap(), "the API is served").await;
@@ -188,6 +189,11 @@ async fn every_block_of_the_page_does_what_the_page_says() {
         assert!(types(page).contains(&json!("job.succeeded")), "{happened:?}");
     }
     assert!(parsed(&happened[2])["token"].as_str().unwrap().starts_with("errand_token_"), "{happened:?}");
+
+    let called = place.answers(callbacks, &[200; 5]);
+    assert_eq!(parsed(&called[1])["items"][0]["url"], parsed(&called[0])["url"]);
+    assert!(parsed(&called[2])["secret"].as_str().unwrap().starts_with("whsec_"), "{called:?}");
+    assert_eq!(parsed(&called[4]), json!({"deliveries": 0, "next": null}));
 
     let (succeeds, secret) = place.types(keys);
     assert!(succeeds, "{secret}");
