@@ -50,7 +50,7 @@ impl TestStore {
     }
 
     /// The same store, as a process has it open that records nothing.
-    fn silent(&self) -> SharedStore {
+    pub(super) fn silent(&self) -> SharedStore {
         match &self.place {
             Place::Postgres(database) => {
                 let options = PostgresOptions { records_events: false, ..postgres_options(&database.url) };

@@ -7,16 +7,20 @@ use errand::{
     access::NewKey,
     job::{BatchId, Digest, JobId, Owner, Principal},
     store::{
-        Admin as _, BatchDecided, NewBatch, SharedStore, StoreErrorKind, Weight,
+        Admin as _, BatchDecided, DeliveryFilter, NewBatch, Recovery, SharedStore, StoreErrorKind, Weight,
         postgres::{PostgresOptions, PostgresStore, RoleName},
     },
 };
+use jiff::Timestamp;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::{
-    OPERATOR, Place, TestStore, job, postgres_options,
+    OPERATOR, Place, TestStore,
+    callbacks::{URL, secret, url},
+    deliveries::delivery,
+    job, postgres_options,
     principals::{CALLS, Kind, Things, ask, seen},
 };
 use crate::support::{self, postgres::Database};
@@ -124,6 +128,8 @@ impl TestStore {
         };
         let items = [(); 2].map(|()| job(json!({owner.kind().field(): owner.id()})));
         self.store.add_batch(&batch, &items).await.unwrap();
+        self.set(owner, Some(URL), 1).await;
+        self.store.add_deliveries(&[delivery(owner, URL, items[0].id, 1)]).await.unwrap();
         // Whoever reads gives them their places.
         self.store.last_event().await.unwrap();
         (things, key, id)
@@ -184,6 +190,11 @@ async fn the_second_lock_alone_keeps_owners_apart_in_every_table() {
     for foreign in [
         format!("update jobs set owner_kind = '{}', owner_id = '{}'", other.kind(), other.id()),
         "insert into job_history (job_id, kind, by) values (gen_random_uuid(), 'cancelled', 'x')".to_owned(),
+        format!("update deliveries set owner_kind = '{}', owner_id = '{}'", other.kind(), other.id()),
+        format!(
+            "insert into callbacks (owner_kind, owner_id, secret) values ('{}', 'nobody yet', '\\x00')",
+            other.kind()
+        ),
         format!(
             "insert into changes (change_id, what, decider, origin, as_operator, owner_kind, owner_id)
             values (gen_random_uuid(), 'x', 'x', '', true, '{}', '{}')",
@@ -275,6 +286,17 @@ async fn what_an_owner_asks_and_decides_runs_as_the_role_of_owners() {
         blind.retry_batch(who, batch, OPERATOR, true, None).await.unwrap(),
         BatchDecided::Unchanged(_)
     ));
+    assert!(blind.set_callback(who, &owner, Some(url(URL)), &secret(1), OPERATOR).await.unwrap().is_some());
+    assert_eq!(blind.callbacks(who, None, 10).await.unwrap().len(), 1);
+    assert_eq!(blind.deliveries(who, &DeliveryFilter::default(), None, 10).await.unwrap().len(), 1);
+    let recovery = Recovery { since: Timestamp::UNIX_EPOCH, before: None, delivered: true };
+    assert_eq!(blind.recover_deliveries(who, &owner, &recovery, 10, OPERATOR).await.unwrap(), (0, None));
+    // A secret is made by errand, whoever asks for it first.
+    execute(t.database(), &format!("grant select, insert on callbacks to {role}")).await;
+    for replaced in [None, Some(Duration::ZERO)] {
+        let secrets = blind.callback_secrets(who, &owner, &secret(2), replaced, OPERATOR).await.unwrap();
+        assert!(secrets.is_some());
+    }
     // Ended keys are removed on the way, of whomever they are.
     execute(t.database(), &format!("grant select, delete on access_keys to {role}")).await;
     let (new, _) = NewKey::generate(who.clone(), "read".parse().unwrap(), None).unwrap();
@@ -308,7 +330,7 @@ async fn the_second_lock_comes_and_goes_with_the_setting_and_leaves_nothing() {
         assert_eq!(weight(&store).await, role.map(|_| Weight::Fine));
         let found = texts(&mut db, facts).await;
         let about = |role: &RoleName| found.iter().filter(|fact| fact.contains(role.as_str())).count();
-        let expected = [&first, &second].map(|one| if role == Some(one) { 12 } else { 0 });
+        let expected = [&first, &second].map(|one| if role == Some(one) { 14 } else { 0 });
         assert_eq!([&first, &second].map(about), expected, "{role:?}: {found:#?}");
         if role.is_none() {
             let plain = |facts: &[String]| facts.iter().map(|fact| without_rights(fact)).collect::<Vec<_>>();

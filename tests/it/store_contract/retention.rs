@@ -339,6 +339,8 @@ const BOUNDS: &[(&str, &str)] = &[
         "maintenance::prune, as long after their completion as jobs are kept; open ones are sealed after a week",
     ),
     ("batch_parts", "go with their batch, which has up to bounds::MAX_BATCH_PARTS"),
+    ("callbacks", "one for each owner of whom events are sent; maintenance::erase"),
+    ("deliveries", "maintenance::prune, by retention.events_days; each is sent for two days at most"),
     ("_sqlx_migrations", "a row for each migration of a build"),
     ("sqlite_sequence", "a row for each table that numbers its rows"),
 ];

@@ -20,6 +20,11 @@ const ELSEWHERE: &[(&str, &str, &[&str])] = &[
         "nobody_else_sees_a_batch",
         &["add_items", "seal_batch", "batch", "batch_items", "batches", "cancel_batch", "retry_batch"],
     ),
+    (
+        "callbacks",
+        "an_owner_sees_and_changes_its_own_callback_and_deliveries_only",
+        &["set_callback", "callback_secrets", "callbacks", "deliveries", "recover_deliveries"],
+    ),
     ("events", "an_owner_sees_their_own_events_only", &["events"]),
     ("pins", "an_owner_pins_for_itself_only", &["pins_of", "set_pin", "unset_pin"]),
 ];
