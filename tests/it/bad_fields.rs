@@ -54,6 +54,9 @@ async fn a_value_that_no_job_can_have_is_named_by_its_field() {
         ("run_at", json!("9999-01-01T00:00:00Z"), "/run_at"),
         ("timeout_ms", json!(0), "/timeout_ms"),
         ("tags", json!({"": "x"}), "/tags"),
+        ("callback", json!({"url": "ftp://app.example/"}), "/callback"),
+        // None are sent by this API's workers.
+        ("callback", json!({"url": "https://app.example/"}), "/callback"),
     ] {
         refused(&api, &read("user-1").with(field, value), (422, "invalid-job"), pointer).await;
     }
@@ -85,6 +88,8 @@ async fn what_cannot_be_read_of_a_job_is_named_by_its_field() {
         ("run_at", json!("tomorrow"), "/run_at"),
         ("priority", json!("high"), "/priority"),
         ("effect", json!("twice"), "/effect"),
+        ("callback", json!("https://app.example/"), "/callback"),
+        ("callback", json!({}), "/callback"),
     ] {
         refused(&api, &read("user-1").with(field, value), (400, "bad-request"), pointer).await;
     }

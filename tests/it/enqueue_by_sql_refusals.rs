@@ -81,6 +81,9 @@ fn unfit() -> Vec<(String, &'static str)> {
         (r#""arguments":[1]"#, "`arguments` is no object"),
         (r#""arguments":"{}""#, "`arguments` is no object"),
         (r#""tags":7"#, "`tags` is no object"),
+        (r#""callback":"https://app.example/hunter2-hunter2""#, "`callback` must be an object such as"),
+        (r#""callback":{"url":["https://app.example/"]}"#, "`callback` must be an object such as"),
+        (r#""callback":{}"#, "`callback` must be an object such as"),
         (r#""text":7"#, "`text` is no text"),
         (r#""run_at":1700000000"#, "`run_at` is no text"),
         (r#""queue":["bulk"]"#, "`queue` is no text"),
@@ -180,17 +183,19 @@ fn wrong() -> Vec<(Value, &'static str, &'static str)> {
     vec![
         (with("text", json!("read the repository")), "invalid_job", "`text`"),
         (read("default"), "owner_refused", "`user_id`"),
+        (with("callback", json!({"url": "https://app.example/"})), "invalid_job", "`callback`"),
         (ends_before.with("expires_at", "2030-01-01T00:00:00Z"), "bad_value", "`expires_at`"),
         (with("run_at", json!("2030-13-01T00:00:00Z")), "malformed", "`run_at`"),
         (with("queue", json!("nowhere")), "bad_value", "`queue`"),
         (with("queue", json!("Not A Queue")), "bad_value", "`queue`"),
         (with("timeout_ms", json!(0)), "bad_value", "`timeout_ms`"),
         (with("tags", json!({"team": long})), "bad_value", "`tags`"),
+        (with("callback", json!({"url": "ftp://app.example/"})), "bad_value", "`callback`"),
     ]
 }
 
 /// How many of them are jobs.
-const UNFIT: usize = 2;
+const UNFIT: usize = 3;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_errand_can_judge_fails_the_job_that_was_returned_or_is_kept_as_rejected() {

@@ -84,6 +84,10 @@ fn schema_and_decoder_accept_the_same_values() {
         ("tags", json!([])),
         ("tags", json!({"a": "", "b": "x"})),
         ("tags", json!(null)),
+        ("callback", json!({"url": "https://app.example.com/errand?a=b"})),
+        ("callback", json!({"url": "http://10.0.0.1:8080"})),
+        ("callback", json!({"url": format!("https://app.example/{}", "x".repeat(1_004))})),
+        ("callback", json!(null)),
     ] {
         agree(&validator, &with(field, value), true);
     }
@@ -165,6 +169,15 @@ fn schema_and_decoder_refuse_the_same_values() {
         ("tags", json!({"a\u{1}": "x"})),
         ("tags", json!(["a"])),
         ("tags", Value::Object(many)),
+        ("callback", json!("https://app.example.com/errand")),
+        ("callback", json!({})),
+        ("callback", json!({"url": null})),
+        ("callback", json!({"url": ""})),
+        ("callback", json!({"url": "ftp://app.example/"})),
+        ("callback", json!({"url": "https://app.example/#a"})),
+        ("callback", json!({"url": "https://app.example/a b"})),
+        ("callback", json!({"url": format!("https://app.example/{}", "x".repeat(1_005))})),
+        ("callback", json!({"url": "https://app.example/", "secret": "s"})),
         ("toll", json!("x")),
         ("Tool", json!("x")),
         ("userId", json!("x")),

@@ -96,6 +96,8 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("DELETE", "/v1/pins/{toolkit}", "removePin"),
         ("GET", "/v1/accounts", "listAccounts"),
         ("GET", "/v1/audit-log", "listChanges"),
+        ("GET", "/v1/callbacks", "listCallbacks"),
+        ("GET", "/v1/deliveries", "listDeliveries"),
         ("GET", "/v1/events", "listEvents"),
         ("GET", "/v1/jobs", "listJobs"),
         ("GET", "/v1/jobs/{id}", "showJob"),
@@ -119,6 +121,8 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/jobs/{id}/cancel", "cancelJob"),
         ("POST", "/v1/jobs/{id}/release", "releaseJob"),
         ("POST", "/v1/jobs/{id}/retry", "retryJob"),
+        ("POST", "/v1/callbacks/recover", "recoverCallbacks"),
+        ("POST", "/v1/callbacks/secret", "callbackSecret"),
         ("POST", "/v1/keys", "createKey"),
         ("POST", "/v1/keys/{id}/revoke", "revokeKey"),
         ("POST", "/v1/keys/{id}/rotate", "rotateKey"),
@@ -126,6 +130,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/queues/{name}/resume", "resumeQueue"),
         ("POST", "/v1/rejected/{id}/requeue", "requeueRejected"),
         ("POST", "/v1/tokens", "createToken"),
+        ("PUT", "/v1/callbacks", "setCallback"),
         ("PUT", "/v1/pins/{toolkit}", "setPin"),
     ];
     let expected = expected.map(|(method, path, id)| (method.to_owned(), path.to_owned(), id.to_owned()));

@@ -39,6 +39,7 @@ const NOT_IN_LISTS: &[&str] = &[
     "correlation_id",
     "message_id",
     "traceparent",
+    "callback",
 ];
 
 /// The columns of a view by the page about them, with their types.

@@ -295,6 +295,7 @@ const RENAMED: &[(&str, &str)] = &[
     ("error_code", "error"),
     ("error_slug", "error"),
     ("waits_for", "toolkit"),
+    ("callback_url", "callback"),
 ];
 
 #[test]

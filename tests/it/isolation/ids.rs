@@ -52,6 +52,8 @@ pub(super) struct Ids {
     pub(super) action_place: String,
     /// The place of one of its events.
     pub(super) event_place: String,
+    /// The place of its delivery.
+    pub(super) delivery_place: String,
     /// A secret that is valid, and one that was revoked.
     pub(super) secret: String,
     pub(super) revoked: String,
@@ -80,6 +82,7 @@ impl Ids {
             actions: std::array::from_fn(|_| id()),
             action_place: self::place('a', &id()),
             event_place: "A".repeat(48),
+            delivery_place: self::place('d', &id()),
             secret: String::new(),
             revoked: String::new(),
         }
@@ -106,6 +109,14 @@ impl Ids {
             header: None,
         };
         assert_eq!(world.ask(&Method::PUT, &pin, Some(&secret)).await.status, 200);
+        let callback = Asked {
+            path: "/v1/callbacks".into(),
+            body: Some(json!({"url": format!("https://{MARK}.example/hooks")})),
+            header: None,
+        };
+        assert_eq!(world.ask(&Method::PUT, &callback, Some(&secret)).await.status, 200);
+        let delivery = id();
+        world.rows.deliver(&delivery).await;
         let message = id();
         world.rows.reject(&message, &marked(read("user-7")).with("id", Value::Null)).await;
         let make = async |path: &str, body: Value| {
@@ -143,9 +154,13 @@ impl Ids {
         .await;
         let mut process = process;
         assert!(process.stop().await.success());
-        let list = Asked { path: "/v1/jobs?limit=1".into(), body: None, header: None };
-        let list = world.ask(&Method::GET, &list, Some(&secret)).await;
-        let place = serde_json::from_str::<Value>(&list.body).unwrap()["next"].as_str().unwrap().to_owned();
+        let place = async |path: &str| {
+            let list = Asked { path: format!("{path}?limit=1"), body: None, header: None };
+            let list = world.ask(&Method::GET, &list, Some(&secret)).await;
+            serde_json::from_str::<Value>(&list.body).unwrap()["next"].as_str().unwrap().to_owned()
+        };
+        let (place, delivery_place) = (place("/v1/jobs").await, place("/v1/deliveries").await);
+        assert!(delivery_place.ends_with(&delivery), "{delivery_place}");
         let events = Asked { path: "/v1/events".into(), body: None, header: None };
         let events = world.ask(&Method::GET, &events, Some(&secret)).await;
         let events = serde_json::from_str::<Value>(&events.body).unwrap();
@@ -174,6 +189,7 @@ impl Ids {
             actions: [first.0, second.0],
             action_place: second.1,
             event_place,
+            delivery_place,
             secret,
             revoked,
         }
@@ -199,6 +215,7 @@ impl Ids {
             &self.batch_place,
             &self.action_place,
             &self.event_place,
+            &self.delivery_place,
         ];
         self.jobs().chain(own).chain(&self.batches).chain(&self.actions).map(|id| id.to_lowercase())
     }
@@ -266,6 +283,9 @@ impl Ids {
             ("listEvents", "job") => Some(self.jobs_from(&self.done)),
             ("listEvents", "batch") => Some(self.batches.to_vec()),
             ("listEvents", "after" | "Last-Event-ID") => one(&self.event_place),
+            ("listCallbacks", "cursor") => one(&format!("o{}", self.owner)),
+            ("listDeliveries", "cursor") => one(&self.delivery_place),
+            ("listDeliveries", "state") => one("failed"),
             ("listAccounts", "toolkit") => one("github"),
             ("listRejected", "since") => one("2020-01-01T00:00:00Z"),
             ("listRejected", "until") => one("2099-01-01T00:00:00Z"),
@@ -307,6 +327,17 @@ impl Ids {
                 json!({"batch_id": self.batches[0]}),
                 json!({"user_id": owner}),
             ],
+            "setCallback" => {
+                vec![json!({"url": format!("https://{MARK}.example/other")}), json!({"url": null})]
+            }
+            "callbackSecret" => vec![json!({"replace": true, "overlap_secs": 0}), json!({})],
+            "recoverCallbacks" => {
+                let since = "2020-01-01T00:00:00Z";
+                vec![
+                    json!({"since": since, "delivered": true}),
+                    json!({"since": since, "cursor": self.delivery_place}),
+                ]
+            }
             "createKey" => vec![json!({"user_id": owner, "scopes": ["manage"]})],
             "rotateKey" => vec![json!({"overlap_secs": 1_000})],
             _ => return None,
@@ -318,6 +349,7 @@ impl Ids {
         match operation {
             "setPin" => Some(format!("?force=true&owner={}", self.owner)),
             "addBatchItems" => Some("?from=1".to_owned()),
+            "setCallback" | "callbackSecret" | "recoverCallbacks" => Some(format!("?owner={}", self.owner)),
             _ => None,
         }
     }

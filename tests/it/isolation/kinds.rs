@@ -22,7 +22,7 @@ fn kinds(ids: &Ids) -> [(&'static str, Vec<&String>); 5] {
 }
 
 /// A place in each list that has pages.
-fn places(ids: &Ids) -> [(&'static str, String); 6] {
+fn places(ids: &Ids) -> [(&'static str, String); 8] {
     [
         ("listJobs", ids.place.clone()),
         ("listBatches", ids.batch_place.clone()),
@@ -30,6 +30,8 @@ fn places(ids: &Ids) -> [(&'static str, String); 6] {
         ("listKeys", format!("k{}", ids.key)),
         ("listRejected", ids::place('r', &ids.message)),
         ("listChanges", ids.place.replacen('j', "c", 1)),
+        ("listDeliveries", ids.delivery_place.clone()),
+        ("listCallbacks", format!("o{}", ids.owner)),
     ]
 }
 

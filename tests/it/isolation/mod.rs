@@ -43,6 +43,9 @@ const FAULT: &str =
 /// What is recorded is read.
 const EVENTS: (&str, &str) = ("ERRAND__EVENTS__RECORD", "all");
 
+/// A URL may be set. Nothing is sent there, because the workers know nothing of it.
+const CALLBACKS: (&str, &str) = ("ERRAND__CALLBACKS__ENABLED", "true");
+
 const SCOPES: [&str; 3] = ["enqueue", "read", "manage"];
 
 /// One operation of the description.
@@ -191,7 +194,7 @@ impl World {
     /// Of a database that is migrated; `worker` runs jobs in it as long as it lives.
     async fn new(env: &Env, rows: Rows, worker: impl AsyncFnOnce() -> Process) -> Self {
         let mut env = env.clone();
-        env.push((EVENTS.0.to_owned(), EVENTS.1.to_owned()));
+        env.extend([EVENTS, CALLBACKS].map(|(name, value)| (name.to_owned(), value.to_owned())));
         let env = &env;
         let api = Api::start(env).await;
         let all = "enqueue,read,manage";
