@@ -215,7 +215,7 @@ impl Place {
     }
 
     /// A job that nobody runs before tomorrow, with its events: one for its change, and one for its end.
-    async fn changed_and_cancelled(&self, job: &Value) {
+    pub(crate) async fn changed_and_cancelled(&self, job: &Value) {
         self.asks(Method::POST, "/v1/jobs", job).await;
         self.asks(Method::PATCH, &format!("/v1/jobs/{}", job.id()), &json!({"priority": 5})).await;
         self.asks(Method::POST, &format!("/v1/jobs/{}/cancel", job.id()), &json!({})).await;
@@ -366,8 +366,6 @@ async fn what_is_refused_is_sent_again_later_and_those_after_it_of_the_same_job_
     );
 
     is_ready.store(true, Ordering::SeqCst);
-    // Sooner than that.
-    place.harness.execute("update deliveries set due_at = now() where tries > 0").await;
     place.all_are("delivered", 2).await;
     let came = receiver.came();
     let told: Vec<_> = came.iter().map(Came::kind).collect();

@@ -38,10 +38,14 @@ async fn page(t: &TestStore, after: u64, limit: usize) -> (Vec<CalledEvent>, u64
     }
 }
 
-/// All that is sent somewhere: what happened, and where it is told.
-async fn called(t: &TestStore) -> Vec<(EventKind, Vec<String>)> {
-    let (events, _) = page(t, 0, 1_000).await;
+/// What is sent somewhere of what has happened behind a position: what it is, and where it is told.
+async fn called_behind(t: &TestStore, after: u64) -> Vec<(EventKind, Vec<String>)> {
+    let (events, _) = page(t, after, 1_000).await;
     events.into_iter().map(|called| (called.event.kind, called.urls)).collect()
+}
+
+async fn called(t: &TestStore) -> Vec<(EventKind, Vec<String>)> {
+    called_behind(t, 0).await
 }
 
 fn to(kind: EventKind, urls: &[&str]) -> (EventKind, Vec<String>) {
@@ -61,32 +65,47 @@ impl TestStore {
 on_every_backend!(an_event_is_sent_to_the_url_of_its_job_and_to_that_of_its_owner_once_each, async |t| {
     use EventKind::JobCancelled;
     assert_eq!(called(&t).await, []);
-    let without = t.called_off(json!({}), None).await;
+    t.called_off(json!({}), None).await;
     assert_eq!(called(&t).await, [], "nobody has asked for it");
-    let with = t.called_off(json!({}), Some(OF_JOB)).await;
+    t.called_off(json!({}), Some(OF_JOB)).await;
     t.called_off(json!({"org_id": "u-1"}), None).await;
     assert_eq!(called(&t).await, [to(JobCancelled, &[OF_JOB])]);
     let (events, _) = page(&t, 0, 10).await;
     assert_eq!(events[0].event, all(&t).await[1], "the event as everybody reads it");
 
     let u1 = owner("user:u-1");
+    // Behind what has happened before.
+    let last = async || t.store.last_event().await.unwrap();
+    let mut before = last().await;
     t.set(&u1, Some(URL), 1).await;
-    let (events, _) = page(&t, 0, 10).await;
-    assert_eq!(events.iter().map(|called| called.event.job).collect::<Vec<_>>(), [Some(without), Some(with)]);
-    assert_eq!(called(&t).await, [to(JobCancelled, &[URL]), to(JobCancelled, &[OF_JOB, URL])]);
     // Others have nothing to do with it.
     t.set(&owner("user:u-2"), Some("https://other.example/"), 1).await;
-    assert_eq!(called(&t).await.len(), 2);
+    let ids = [t.called_off(json!({}), None).await, t.called_off(json!({}), Some(OF_JOB)).await];
+    t.called_off(json!({"org_id": "u-1"}), None).await;
+    assert_eq!(called_behind(&t, before).await, [to(JobCancelled, &[URL]), to(JobCancelled, &[OF_JOB, URL])]);
+    let (events, _) = page(&t, before, 10).await;
+    assert!(events.iter().map(|called| called.event.job).eq(ids.map(Some)));
+
+    before = last().await;
     t.set(&u1, Some(OF_JOB), 1).await;
-    assert_eq!(called(&t).await, [to(JobCancelled, &[OF_JOB]), to(JobCancelled, &[OF_JOB])], "once");
+    for to in [None, Some(OF_JOB)] {
+        t.called_off(json!({}), to).await;
+    }
+    assert_eq!(called_behind(&t, before).await, [(); 2].map(|()| to(JobCancelled, &[OF_JOB])), "once");
+
+    before = last().await;
     t.set(&u1, None, 1).await;
-    assert_eq!(called(&t).await, [to(JobCancelled, &[OF_JOB])]);
     t.set(&owner("org:u-1"), Some(URL), 1).await;
-    assert_eq!(called(&t).await, [to(JobCancelled, &[OF_JOB]), to(JobCancelled, &[URL])]);
+    t.called_off(json!({}), None).await;
+    t.called_off(json!({"org_id": "u-1"}), None).await;
+    t.called_off(json!({}), Some(OF_JOB)).await;
+    let expected = [to(JobCancelled, &[URL]), to(JobCancelled, &[OF_JOB])];
+    assert_eq!(called_behind(&t, before).await, expected);
 });
 
-on_every_backend!(the_url_of_a_batch_gets_its_own_events_and_not_those_of_its_jobs, async |t| {
-    use EventKind::{BatchCancelled, BatchCompleted, BatchRetried, JobFailed, JobSucceeded};
+/// The events of a batch of two, of which the second names a URL and fails, that is retried and called off.
+async fn batch_happens(t: &TestStore) -> Vec<(EventKind, Vec<String>)> {
+    let before = t.store.last_event().await.unwrap();
     let own = Principal::Owner(owner("user:u-1"));
     let batch = NewBatch { callback: Some(url(OF_BATCH)), ..batch(&own) };
     let items = [calling(json!({}), None), calling(json!({}), Some(OF_JOB))];
@@ -96,17 +115,23 @@ on_every_backend!(the_url_of_a_batch_gets_its_own_events_and_not_those_of_its_jo
         let ending = if fails { fail() } else { succeed("1") };
         t.finish(&run.end(ending, AttemptOutcome::Unknown)).await;
     }
-    complete(&t, batch.id).await;
-    let expected = [to(JobFailed, &[OF_JOB]), to(BatchCompleted, &[OF_BATCH])];
-    assert_eq!(called(&t).await, expected);
+    complete(t, batch.id).await;
     t.store.retry_batch(&own, batch.id, OPERATOR, true, None).await.unwrap();
     t.store.cancel_batch(&own, batch.id, OPERATOR).await.unwrap();
-    let of_batch = |told: &(EventKind, Vec<String>)| told.0.as_str().starts_with("batch.");
-    let told: Vec<_> = called(&t).await.into_iter().filter(of_batch).collect();
-    assert_eq!(told, [BatchCompleted, BatchRetried, BatchCancelled].map(|kind| to(kind, &[OF_BATCH])));
+    called_behind(t, before).await
+}
+
+on_every_backend!(the_url_of_a_batch_gets_its_own_events_and_not_those_of_its_jobs, async |t| {
+    use EventKind::{BatchCancelled, BatchCompleted, BatchRetried, JobFailed, JobSucceeded};
+    let of_batch = [BatchCompleted, BatchRetried, BatchCancelled];
+    let told = batch_happens(&t).await;
+    assert_eq!(told[..2], [to(JobFailed, &[OF_JOB]), to(BatchCompleted, &[OF_BATCH])]);
+    let is_of_batch = |told: &(EventKind, Vec<String>)| told.0.as_str().starts_with("batch.");
+    let told: Vec<_> = told.into_iter().filter(is_of_batch).collect();
+    assert_eq!(told, of_batch.map(|kind| to(kind, &[OF_BATCH])));
 
     t.set(&owner("user:u-1"), Some(URL), 1).await;
-    let told = called(&t).await;
+    let told = batch_happens(&t).await;
     let first = [
         to(JobSucceeded, &[URL]),
         to(JobFailed, &[OF_JOB, URL]),
@@ -115,7 +140,7 @@ on_every_backend!(the_url_of_a_batch_gets_its_own_events_and_not_those_of_its_jo
     ];
     assert_eq!(told[..4], first);
     t.set(&owner("user:u-1"), Some(OF_BATCH), 1).await;
-    assert_eq!(called(&t).await[2], to(BatchCompleted, &[OF_BATCH]), "once");
+    assert_eq!(batch_happens(&t).await[2], to(BatchCompleted, &[OF_BATCH]), "once");
 });
 
 on_every_backend!(what_has_no_owner_is_sent_nowhere, async |t| {

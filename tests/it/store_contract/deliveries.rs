@@ -71,8 +71,13 @@ impl TestStore {
         self.store.add_deliveries(deliveries).await.unwrap();
     }
 
+    /// What is due, but of these receivers none, of each so many, and so many of all.
+    async fn due_but(&self, without: &[Uuid], most: usize, limit: usize) -> Vec<DueDelivery> {
+        self.other.due_deliveries(without, most, limit).await.unwrap()
+    }
+
     async fn due(&self) -> Vec<DueDelivery> {
-        self.other.due_deliveries(&[], 1_000, 1_000).await.unwrap()
+        self.due_but(&[], 1_000, 1_000).await
     }
 
     async fn is_due(&self, expected: &[&NewDelivery]) {
@@ -223,27 +228,24 @@ on_every_backend!(receivers_are_left_out_and_bounded_and_the_oldest_of_each_come
             added.push(one);
         }
     }
-    let due = async |without: &[Uuid], most: usize, limit: usize| {
-        t.store.due_deliveries(without, most, limit).await.unwrap()
-    };
     for most in [1, 2, 5, 9] {
-        let found: BTreeSet<Uuid> = due(&[], most, 100).await.iter().map(|due| due.id).collect();
+        let found: BTreeSet<Uuid> = t.due_but(&[], most, 100).await.iter().map(|due| due.id).collect();
         let expected = added.chunks(5).flat_map(|of_one| &of_one[..most.min(5)]).collect::<Vec<_>>();
         assert_eq!(found, set(&expected), "{most} of each");
     }
     let receivers = [receiver(&of, URL), receiver(&of, OTHER), receiver(&other, URL)];
     for (left_out, expected) in [(&receivers[..1], 10), (&receivers[1..], 5), (&receivers[..], 0)] {
-        let found = due(left_out, 100, 100).await;
+        let found = t.due_but(left_out, 100, 100).await;
         assert_eq!(found.len(), expected);
         assert!(found.iter().all(|due| !left_out.contains(&due.receiver)));
     }
-    assert_eq!(due(&[Uuid::now_v7()], 100, 100).await.len(), 15, "one that has nothing");
-    assert_eq!(due(&[], 0, 100).await.len() + due(&[], 100, 0).await.len(), 0);
-    let first = due(&receivers[..2], 100, 2).await;
+    assert_eq!(t.due_but(&[Uuid::now_v7()], 100, 100).await.len(), 15, "one that has nothing");
+    assert_eq!(t.due_but(&[], 0, 100).await.len() + t.due_but(&[], 100, 0).await.len(), 0);
+    let first = t.due_but(&receivers[..2], 100, 2).await;
     assert_eq!(first.iter().map(|due| due.id).collect::<Vec<_>>(), [added[10].id, added[11].id]);
 });
 
-on_every_backend!(owners_take_turns_and_then_their_receivers_however_much_waits_for_each, async |t| {
+on_every_backend!(owners_and_their_receivers_take_turns_however_much_waits_for_each, async |t| {
     let owners = ["user:a", "user:b", "user:c"].map(owner);
     let [of, ..] = &owners;
     for n in 0..20 {
@@ -255,16 +257,14 @@ on_every_backend!(owners_take_turns_and_then_their_receivers_however_much_waits_
     for (n, of) in (30..).zip(&owners[1..]) {
         t.add(&[delivery(of, URL, job_of(n), 1), delivery(of, URL, job_of(n + 10), 1)]).await;
     }
-    let whose = async |limit| {
-        let due = t.store.due_deliveries(&[], 64, limit).await.unwrap();
-        let mut counts = owners.clone().map(|of| due.iter().filter(|due| due.owner == of).count()).to_vec();
-        counts.push(due.iter().filter(|due| due.owner == owners[0] && due.url == OTHER).count());
-        counts
-    };
-    assert_eq!(whose(3).await[..3], [1, 1, 1], "each owner has a turn");
-    assert_eq!(whose(6).await, [2, 2, 2, 1], "and so has each receiver of an owner");
-    assert_eq!(whose(8).await, [4, 2, 2, 2]);
-    assert_eq!(whose(100).await, [22, 2, 2, 2]);
+    // Of each owner, and of the first one to another receiver.
+    for (limit, expected) in [(4, [2, 1, 1, 1]), (8, [4, 2, 2, 2]), (100, [22, 2, 2, 2])] {
+        let due = t.due_but(&[], 64, limit).await;
+        let of = |of: &Owner| due.iter().filter(|due| due.owner == *of).count();
+        let [first, second, third] = &owners;
+        let elsewhere = due.iter().filter(|due| due.url == OTHER).count();
+        assert_eq!([of(first), of(second), of(third), elsewhere], expected, "{limit} together");
+    }
 });
 
 on_every_backend!(a_delivery_tells_whether_its_url_is_the_owners_and_how_that_is, async |t| {
