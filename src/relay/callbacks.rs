@@ -292,7 +292,7 @@ impl CallbackSender {
             };
             if let Some(why) = never {
                 self.open.insert(delivery.id);
-                self.answered.push(Answered::failed(delivery.id, why));
+                self.answered.push(Answered::failed(&delivery, why));
             } else if let Ok(url) = url {
                 let origin = url.origin();
                 let to = Target { id: delivery.receiver, owner: &delivery.owner, origin: &origin };
@@ -429,9 +429,10 @@ fn pace(answer: Option<&Result<Answer, SendError>>, took: Duration) -> Option<Pa
 }
 
 impl Answered {
-    fn failed(id: Uuid, why: &'static str) -> Self {
+    fn failed(delivery: &DueDelivery, why: &'static str) -> Self {
+        let DueDelivery { id, tries, .. } = *delivery;
         let tried =
-            TriedDelivery { id, next: NextTry::Never, is_sent: false, status: None, error: Some(why) };
+            TriedDelivery { id, next: NextTry::Never, tries, is_sent: false, status: None, error: Some(why) };
         Self { tried, receiver: None, own: None }
     }
 
@@ -472,7 +473,14 @@ impl Answered {
         let changes = |own: &OwnUrl| outcome != CallbackAnswer::Taken || own.is_failing;
         let own = delivery.own.filter(|own| changes(own) && pace.is_some());
         Self {
-            tried: TriedDelivery { id: delivery.id, next, is_sent: true, status, error },
+            tried: TriedDelivery {
+                id: delivery.id,
+                next,
+                tries: delivery.tries,
+                is_sent: true,
+                status,
+                error,
+            },
             receiver: works.filter(|works| !is_known(*works)).map(|works| (delivery.receiver, works)),
             own: own.map(|_| (delivery.owner.clone(), delivery.url.clone(), outcome)),
         }

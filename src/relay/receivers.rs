@@ -174,7 +174,7 @@ mod tests {
         (0..=255).map(|n| Owner::new(OwnerKind::User, format!("user-{n}")).unwrap()).collect()
     }
 
-    fn to(owners: &[Owner], id: u8, owner: usize, origin: &'static str) -> Target<'_> {
+    fn to<'a>(owners: &'a [Owner], id: u8, owner: usize, origin: &'a str) -> Target<'a> {
         Target { id: Uuid::from_u128(id.into()), owner: &owners[owner], origin }
     }
 

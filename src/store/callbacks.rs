@@ -256,6 +256,8 @@ pub struct OwnUrl {
 pub struct TriedDelivery {
     pub id: Uuid,
     pub next: NextTry,
+    /// How often it was sent before, so that the same outcome is noted once.
+    pub tries: u32,
     /// Whether it was sent at all.
     pub is_sent: bool,
     /// The status of the answer, if there was one.

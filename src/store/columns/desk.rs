@@ -82,6 +82,7 @@ columns! {
         id: uuid = tried.id,
         state: text = tried.state().as_str(),
         after: bigint or null = tried.after().map(micros),
+        was_tried: integer = to_i32(tried.tries),
         is_sent: boolean = tried.is_sent,
         last_status: integer or null = tried.status.map(i32::from),
         last_error: text or null = tried.error,

@@ -34,11 +34,13 @@ statements! { Postgres:
         where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} for update),
     changed as (insert into callbacks (owner_kind, owner_id, url, secret)
         select {owner_kind}, {owner_id}, {url}, {fresh} from (select count(*) from was) as locked
-        on conflict (owner_kind, owner_id) do update set url = excluded.url, set_at = now(), failing_since = null,
+        on conflict (owner_kind, owner_id) do update set url = excluded.url, failing_since = null,
+            set_at = case when callbacks.url is distinct from excluded.url then now() else callbacks.set_at end,
             disabled_at = null, disabled_why = null
         returning *),
     logged as ({log}, owner_kind, owner_id, owner_id, null, {after}::text from changed
-        where not exists (select 1 from was where was_url is not distinct from url and was_disabled_at is null))
+        where not exists (select 1 from was where was_url is not distinct from url and was_disabled_at is null)
+            and (url is not null or exists (select 1 from was)))
     select * from changed";
 
     ensure(owner_kind: &str, owner_id: &str, fresh: Vec<u8>) = "insert into callbacks (owner_kind, owner_id, secret)
@@ -51,7 +53,7 @@ statements! { Postgres:
         update callbacks set previous_secret = secret, secret = {fresh},
             previous_until = now() + {overlap}::bigint * interval '1 microsecond'
         where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}
-            and ({overlap} = 0 or coalesce(previous_until <= now(), true)) returning *),
+            and secret <> {fresh} and ({overlap} = 0 or coalesce(previous_until <= now(), true)) returning *),
     logged as ({log}, owner_kind, owner_id, owner_id, null,
         jsonb_build_object('overlap_secs', {overlap}::bigint / 1000000)::text from changed)
     select {signing_secrets} from changed c";
@@ -121,7 +123,7 @@ statements! { Postgres:
         update deliveries d set state = i.state, due_at = now() + i.after * interval '1 microsecond', tries = tries + i.is_sent::integer,
             last_status = i.last_status, last_error = i.last_error, tried_at = now(),
             finished_at = case when i.state <> 'waiting' then now() end
-        from {rows} where d.id = i.id and d.state = 'waiting'
+        from {rows} where d.id = i.id and d.state = 'waiting' and d.tries = i.was_tried
         returning d.subject, d.url, d.receiver, d.position, d.due_at)
     update deliveries d set due_at = n.due_at from noted n
     where n.due_at is not null and d.state = 'waiting' and d.subject = n.subject and d.url = n.url and d.receiver = n.receiver

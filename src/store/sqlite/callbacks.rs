@@ -30,12 +30,13 @@ use crate::{
 };
 
 statements! { Sqlite:
-    is_set(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, url: Option<&str>) = "select 1 from callbacks
-    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id} and url is {url} and disabled_at is null";
+    was(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, url: Option<&str>) = "select url is {url} and disabled_at is null as is_same from callbacks
+    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}";
 
     set(owner_kind: &str, owner_id: &str, url: Option<&str>, fresh: Vec<u8>, now: i64) = "insert into callbacks (owner_kind, owner_id, url, secret, set_at)
     values ({owner_kind}, {owner_id}, {url}, {fresh}, {now})
-    on conflict (owner_kind, owner_id) do update set url = excluded.url, set_at = excluded.set_at, failing_since = null,
+    on conflict (owner_kind, owner_id) do update set url = excluded.url, failing_since = null,
+        set_at = case when callbacks.url is not excluded.url then excluded.set_at else callbacks.set_at end,
         disabled_at = null, disabled_why = null
     returning *";
 
@@ -48,7 +49,7 @@ statements! { Sqlite:
     replace(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str, fresh: Vec<u8>, overlap: i64, now: i64) = "update callbacks
     set previous_secret = secret, secret = {fresh}, previous_until = {now} + {overlap}
     where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}
-        and ({overlap} = 0 or coalesce(previous_until <= {now}, 1))";
+        and secret <> {fresh} and ({overlap} = 0 or coalesce(previous_until <= {now}, 1))";
 
     callbacks(principal: One<'_, PrincipalColumns>, behind_kind: &str, behind_id: &str, limit: i64) = "select * from callbacks
     where {may_see} and url is not null and (owner_kind, owner_id) > ({behind_kind}, {behind_id})
@@ -107,7 +108,7 @@ statements! { Sqlite:
     note(tried: One<'_, TriedColumns>, now: i64) = "update deliveries set state = {state}, due_at = {now} + {after}, tries = tries + {is_sent},
         last_status = {last_status}, last_error = {last_error}, tried_at = {now},
         finished_at = case when {state} <> 'waiting' then {now} end
-    where id = {id} and state = 'waiting'
+    where id = {id} and state = 'waiting' and tries = {was_tried}
     returning subject, url, receiver, position, due_at";
 
     put_off(subject: Uuid, url: &str, receiver_id: Uuid, position: i64, due_at: i64) = "update deliveries set due_at = {due_at}
@@ -188,9 +189,10 @@ impl Callbacks for SqliteStore {
             Box::pin(async move {
                 let (kind, id) = (owner.kind().as_str(), owner.id());
                 let text = url.as_ref().map(CallbackUrl::as_str);
-                let was = sql::is_set(One(&principal), kind, id, text).fetch_optional(&mut *db).await?;
+                let was = sql::was(One(&principal), kind, id, text).fetch_optional(&mut *db).await?;
                 let set = sql::set(kind, id, text, secret, now).fetch_one(&mut *db).await?;
-                if was.is_none() {
+                let is_same = was.map_or(Ok(text.is_none()), |was| was.read("is_same"))?;
+                if !is_same {
                     let change = NewChange::new(ChangeKind::CallbackSet, &principal, &by);
                     log_callback(db, now, &change, &owner, &told(url.as_ref())).await?;
                 }

@@ -37,7 +37,7 @@ fn delivery(id: u128) -> NewDelivery {
         event_id: id,
         kind: "job.failed",
         event: r#"{"type":"job.failed"}"#.into(),
-        sequence: 1,
+        position: 1,
         job: Some(JobId(id)),
         batch: None,
         fresh: Secret::generate().unwrap(),
@@ -48,7 +48,14 @@ fn delivery(id: u128) -> NewDelivery {
 async fn add_deliveries(place: &Place) {
     let store = place.store();
     store.add_deliveries(&[delivery(1), delivery(2), delivery(3)]).await.unwrap();
-    let tried = |id, next, status, error| TriedDelivery { id: Uuid::from_u128(id), next, status, error };
+    let tried = |id, next, status, error| TriedDelivery {
+        id: Uuid::from_u128(id),
+        next,
+        tries: 0,
+        is_sent: true,
+        status,
+        error,
+    };
     let delivered = tried(2, NextTry::Delivered, Some(204), None);
     let failed = tried(3, NextTry::Never, Some(503), Some("refused"));
     store.note_deliveries(&[delivered, failed]).await.unwrap();

@@ -120,15 +120,15 @@ impl Rows {
 
     /// Keeps a delivery that has failed, as a worker that sends callbacks leaves it.
     pub(super) async fn deliver(&self, id: &str) {
-        let columns = "id, receiver, event_id, subject, owner_kind, owner_id, url, kind, event, sequence, state, due_at,
-            finished_at, created_at";
+        let columns = "id, receiver, event_id, subject, owner_kind, owner_id, url, kind, event, position, state, due_at,
+            finished_at, created_at, waiting_since";
         let is_postgres = matches!(*self.db.lock().await, Db::Postgres(_));
         let (id, now) = match is_postgres {
             true => (format!("'{id}'"), "now()"),
             false => (format!("x'{}'", id.replace('-', "")), "unixepoch() * 1000000"),
         };
         let values = format!(
-            "'user', 'user-7', 'https://{MARK}.example/', 'job.failed', '{{}}', 1, 'failed', null, {now}, {now}"
+            "'user', 'user-7', 'https://{MARK}.example/', 'job.failed', '{{}}', 1, 'failed', null, {now}, {now}, {now}"
         );
         let sql = format!(
             "insert into deliveries ({columns}) values ({id}, {id}, {id}, {id}, {values}) returning kind"

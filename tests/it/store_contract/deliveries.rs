@@ -34,7 +34,7 @@ fn receiver(of: &Owner, url: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{of} {url}").as_bytes())
 }
 
-pub(super) fn delivery(of: &Owner, url: &str, job: JobId, sequence: u32) -> NewDelivery {
+pub(super) fn delivery(of: &Owner, url: &str, job: JobId, position: u64) -> NewDelivery {
     NewDelivery {
         id: Uuid::now_v7(),
         receiver: receiver(of, url),
@@ -42,8 +42,8 @@ pub(super) fn delivery(of: &Owner, url: &str, job: JobId, sequence: u32) -> NewD
         url: url.to_owned(),
         event_id: Uuid::now_v7(),
         kind: EventKind::JobHeld.as_str(),
-        event: json!({"type": "job.held", "sequence": sequence}).to_string(),
-        sequence,
+        event: json!({"type": "job.held", "sequence": position}).to_string(),
+        position,
         job: Some(job),
         batch: None,
         fresh: secret(1),
@@ -58,12 +58,14 @@ pub(super) async fn seen(t: &TestStore) -> Vec<Delivery> {
     t.other.deliveries(WHO, &DeliveryFilter::default(), None, 1_000).await.unwrap()
 }
 
-fn tried(id: Uuid, next: NextTry) -> TriedDelivery {
-    match next {
-        NextTry::Delivered => TriedDelivery { id, next, status: Some(204), error: None },
-        NextTry::After(_) => TriedDelivery { id, next, status: Some(500), error: Some("refused") },
-        NextTry::Never => TriedDelivery { id, next, status: None, error: Some("timeout") },
-    }
+/// The outcome of a delivery that was tried so often before.
+fn tried(id: Uuid, tries: u32, next: NextTry) -> TriedDelivery {
+    let (status, error) = match next {
+        NextTry::Delivered => (Some(204), None),
+        NextTry::After(_) => (Some(500), Some("refused")),
+        NextTry::Never => (None, Some("timeout")),
+    };
+    TriedDelivery { id, next, tries, is_sent: true, status, error }
 }
 
 impl TestStore {
@@ -73,7 +75,7 @@ impl TestStore {
 
     /// What is due, but of these receivers none, of each so many, and so many of all.
     async fn due_but(&self, without: &[Uuid], most: usize, limit: usize) -> Vec<DueDelivery> {
-        self.other.due_deliveries(without, most, limit).await.unwrap()
+        self.other.due_deliveries(without, &[], most, limit).await.unwrap()
     }
 
     async fn due(&self) -> Vec<DueDelivery> {
@@ -87,11 +89,12 @@ impl TestStore {
     }
 
     async fn note(&self, delivery: &NewDelivery, next: NextTry) {
-        self.store.note_deliveries(&[tried(delivery.id, next)]).await.unwrap();
+        let tries = self.delivery(delivery.id).await.tries;
+        self.store.note_deliveries(&[tried(delivery.id, tries, next)]).await.unwrap();
     }
 
     pub(super) async fn give_up(&self, deliveries: &[Uuid]) {
-        let tried: Vec<_> = deliveries.iter().map(|id| tried(*id, NextTry::Never)).collect();
+        let tried: Vec<_> = deliveries.iter().map(|id| tried(*id, 0, NextTry::Never)).collect();
         self.store.note_deliveries(&tried).await.unwrap();
     }
 
@@ -336,7 +339,7 @@ on_every_backend!(what_became_of_a_delivery_is_told_and_what_has_ended_stays_so,
             assert_eq!(format!("{:?}", t.delivery(added[place].id).await), format!("{told:?}"));
         }
     }
-    t.store.note_deliveries(&[tried(Uuid::now_v7(), NextTry::Delivered)]).await.unwrap();
+    t.store.note_deliveries(&[tried(Uuid::now_v7(), 0, NextTry::Delivered)]).await.unwrap();
     t.store.note_deliveries(&[]).await.unwrap();
     t.is_due(&[&added[2]]).await;
 });
@@ -349,7 +352,7 @@ on_every_backend!(an_outcome_that_is_noted_again_changes_nothing, async |t| {
     let outcomes: Vec<_> = [NextTry::Delivered, NextTry::Never, NextTry::After(HOUR)]
         .into_iter()
         .zip(&added)
-        .map(|(next, delivery)| tried(delivery.id, next))
+        .map(|(next, delivery)| tried(delivery.id, 0, next))
         .collect();
     t.store.note_deliveries(&outcomes).await.unwrap();
     let told = format!("{:?}", seen(&t).await);
