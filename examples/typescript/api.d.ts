@@ -284,6 +284,94 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/callbacks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Lists callbacks
+         * @description Owners who have set a URL, in the order of their names: a key of an owner sees its own, and one of the operator all.
+         */
+        get: operations["listCallbacks"];
+        /**
+         * Sets where all events of an owner are sent
+         * @description From now on. What has been disabled is enabled by it. What was not delivered until then is sent by `POST /v1/callbacks/recover`.
+         */
+        put: operations["setCallback"];
+        post?: never;
+        /**
+         * Sends an owner's events nowhere any more
+         * @description But to where jobs and batches name. What waits is still sent.
+         */
+        delete: operations["removeCallback"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/callbacks/recover": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Sends deliveries of an owner again
+         * @description Those that failed, the newest first, up to 10,000 with one request. Each has the `webhook-id` that it had.
+         */
+        post: operations["recoverCallbacks"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/callbacks/secret": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Tells or replaces the secret that signs an owner's callbacks
+         * @description All that is sent for the owner is signed by it, also to the URLs that jobs and batches name. The first request makes it.
+         */
+        post: operations["callbackSecret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Lists deliveries, newest first
+         * @description What is sent to whom, how often that was tried, and what the last answer was.
+         */
+        get: operations["listDeliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/events": {
         parameters: {
             query?: never;
@@ -984,6 +1072,46 @@ export interface components {
             /** @description The `cursor` of the next page, and `null` where there is none. */
             next: string | null;
         };
+        /** @description Where the events of an owner are sent. */
+        Callback: {
+            /**
+             * Format: date-time
+             * @description Since when nothing is sent there any more.
+             */
+            disabled_at: string | null;
+            disabled_why: null | components["schemas"]["WhyDisabled"];
+            /**
+             * Format: date-time
+             * @description Since when it has taken nothing.
+             */
+            failing_since: string | null;
+            owner: components["schemas"]["Owner"];
+            /** Format: date-time */
+            set_at: string;
+            /** @description `null`: nowhere. */
+            url: string | null;
+        };
+        /** @description Callbacks of owners. */
+        CallbackPage: {
+            items: components["schemas"]["Callback"][];
+            /** @description The `cursor` of the next page, and `null` where there is none. */
+            next: string | null;
+        };
+        /** @description What signs the callbacks of an owner. */
+        CallbackSecret: {
+            owner: components["schemas"]["Owner"];
+            /**
+             * Format: date-time
+             * @description Until when the one before signs, too, if it does.
+             */
+            previous_until: string | null;
+            /** @description `whsec_` and base64, as Standard Webhooks has it. */
+            secret: string;
+        };
+        /** @description Where events are sent. */
+        CallbackTo: {
+            url: string;
+        };
         /** @description A change that a person or a key made. */
         Change: {
             after: Record<string, never> | null;
@@ -1004,7 +1132,7 @@ export interface components {
             what: components["schemas"]["ChangeKind"];
         };
         /** @enum {string} */
-        ChangeKind: "key.created" | "key.rotated" | "key.revoked" | "job.cancelled" | "job.retried" | "job.released" | "job.edited" | "batch.cancelled" | "batch.retried" | "action.confirmed" | "action.aborted" | "queue.paused" | "queue.resumed" | "pin.set" | "pin.removed" | "rejected.requeued" | "owner.erased" | "unrecognized";
+        ChangeKind: "key.created" | "key.rotated" | "key.revoked" | "job.cancelled" | "job.retried" | "job.released" | "job.edited" | "batch.cancelled" | "batch.retried" | "action.confirmed" | "action.aborted" | "queue.paused" | "queue.resumed" | "pin.set" | "pin.removed" | "rejected.requeued" | "owner.erased" | "callback.set" | "callback.rotated" | "callback.recovered" | "unrecognized";
         /** @description A page of the audit log, the newest entries first. */
         ChangePage: {
             items: components["schemas"]["Change"][];
@@ -1024,6 +1152,54 @@ export interface components {
             /** Format: int64 */
             scheduled: number;
         };
+        /** @description An event that is sent to a URL. */
+        Delivery: {
+            batch_id: null | components["schemas"]["BatchId"];
+            /** Format: date-time */
+            created_at: string;
+            /**
+             * Format: date-time
+             * @description When it is sent, while it waits.
+             */
+            due_at: string | null;
+            /**
+             * Format: uuid
+             * @description The `webhook-id` of each request.
+             */
+            event_id: string;
+            /** Format: date-time */
+            finished_at: string | null;
+            /** Format: uuid */
+            id: string;
+            job_id: null | components["schemas"]["JobId"];
+            /** @description Why it was not taken the last time. */
+            last_error: string | null;
+            /**
+             * Format: int32
+             * @description The status of the last answer, if there was one.
+             */
+            last_status: number | null;
+            owner: components["schemas"]["Owner"];
+            state: components["schemas"]["DeliveryState"];
+            /** Format: date-time */
+            tried_at: string | null;
+            /**
+             * Format: int32
+             * @description How often it was sent.
+             */
+            tries: number;
+            /** @description The type of the event. */
+            type: string;
+            url: string;
+        };
+        /** @description Deliveries, the newest first. */
+        DeliveryPage: {
+            items: components["schemas"]["Delivery"][];
+            /** @description The `cursor` of the next page, and `null` where there is none. */
+            next: string | null;
+        };
+        /** @enum {string} */
+        DeliveryState: "waiting" | "delivered" | "failed" | "unrecognized";
         /** @enum {string} */
         Doing: "cancel" | "retry";
         /** @description The names are an interface. Every key is always there. */
@@ -1078,6 +1254,11 @@ export interface components {
             arguments?: {
                 [key: string]: unknown;
             } | unknown[] | null;
+            /** @description Where the events of the job are sent by HTTP, signed by its owner's secret (docs/callbacks.md). */
+            callback?: {
+                /** @description `http` or `https`, without user, password and fragment. */
+                url: string;
+            } | null;
             /** @description The connected account to use. Without it, the owner's most recently connected active account of the toolkit. Blank counts as absent. */
             connected_account_id?: string | null;
             /**
@@ -1167,7 +1348,7 @@ export interface components {
             type: components["schemas"]["EventKind"];
         };
         /** @enum {string} */
-        EventKind: "job.succeeded" | "job.failed" | "job.cancelled" | "job.held" | "job.cancel_requested" | "job.retried" | "job.released" | "job.edited" | "batch.completed" | "batch.cancelled" | "batch.retried" | "unrecognized";
+        EventKind: "job.succeeded" | "job.failed" | "job.cancelled" | "job.held" | "job.cancel_requested" | "job.retried" | "job.released" | "job.edited" | "batch.completed" | "batch.cancelled" | "batch.retried" | "callback.disabled" | "unrecognized";
         /** @description Events in their order. */
         EventPage: {
             items: components["schemas"]["PlacedEvent"][];
@@ -1269,6 +1450,7 @@ export interface components {
             attempt: number;
             attempts: components["schemas"]["Attempt"][];
             batch_id: null | components["schemas"]["BatchId"];
+            callback: null | components["schemas"]["CallbackTo"];
             /** @description Whether it was called off while it ran. */
             cancel_requested: boolean;
             /**
@@ -1669,6 +1851,13 @@ export interface components {
              */
             waiting: number;
         };
+        /** @description How many deliveries are sent again. */
+        Recovered: {
+            /** Format: int64 */
+            deliveries: number;
+            /** @description The `cursor` of the next request, and `null` where there is nothing left. */
+            next: string | null;
+        };
         /** @description A message that is no job, without its body. */
         RejectedMessage: {
             /** Format: uuid */
@@ -1766,6 +1955,8 @@ export interface components {
              */
             job: string | null;
         };
+        /** @enum {string} */
+        WhyDisabled: "gone" | "failing" | "unrecognized";
         /** @description The time that a list is about. */
         Window: {
             /**
@@ -2829,7 +3020,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description About objects of this kind. */
-                kind?: "key" | "job" | "batch" | "action" | "queue" | "pin" | "rejected" | "owner";
+                kind?: "key" | "job" | "batch" | "action" | "queue" | "pin" | "rejected" | "owner" | "callback";
                 /** @description About the object with this ID or name. */
                 id?: string;
                 /** @description About what is this owner's: `user:ID` or `org:ID`. */
@@ -3072,6 +3263,11 @@ export interface operations {
                  *     }
                  */
                 "application/json": {
+                    /** @description Where the events of the batch as a whole are sent. It needs an owner, by whose secret they are signed. */
+                    callback?: null | {
+                        /** @example https://app.example.com/errand */
+                        url: string;
+                    };
                     /**
                      * Format: date-time
                      * @description When what has not started by then is called off.
@@ -3166,7 +3362,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description `wrong-state`: The state does not allow this */
+            /** @description `wrong-state`: The state does not allow this; `not-recorded`: No events are recorded */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3174,7 +3370,7 @@ export interface operations {
                 content: {
                     "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
-                        type?: "urn:errand:problem:wrong-state";
+                        type?: "urn:errand:problem:wrong-state" | "urn:errand:problem:not-recorded";
                     };
                 };
             };
@@ -4185,6 +4381,795 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"] & {
                         /** @enum {string} */
                         type?: "urn:errand:problem:unsupported-media-type";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    listCallbacks: {
+        parameters: {
+            query?: {
+                /** @description Where to go on: the `next` of the page before. */
+                cursor?: string;
+                /** @description The most callbacks of the page. 50 without it. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of the list. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CallbackPage"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    setCallback: {
+        parameters: {
+            query?: {
+                /** @description Whose callback it is, `user:ID` or `org:ID`. Without it that of the key's owner. */
+                owner?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /**
+                     * @description Up to 1,024 bytes, `http` or `https`.
+                     * @example https://app.example.com/errand
+                     */
+                    url: string;
+                };
+            };
+        };
+        responses: {
+            /** @description The callback. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Callback"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
+                    };
+                };
+            };
+            /** @description `timeout`: The body did not come in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:timeout";
+                    };
+                };
+            };
+            /** @description `not-recorded`: No events are recorded */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:not-recorded";
+                    };
+                };
+            };
+            /** @description `too-large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-large";
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body must be JSON */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unsupported-media-type";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    removeCallback: {
+        parameters: {
+            query?: {
+                /** @description Whose callback it is, `user:ID` or `org:ID`. Without it that of the key's owner. */
+                owner?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The callback, without a URL. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Callback"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    recoverCallbacks: {
+        parameters: {
+            query?: {
+                /** @description Whose callback it is, `user:ID` or `org:ID`. Without it that of the key's owner. */
+                owner?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @description Where to go on: the `next` of the answer before. */
+                    cursor?: string | null;
+                    /** @description With `true` also those that were delivered. */
+                    delivered?: boolean;
+                    /**
+                     * Format: date-time
+                     * @description Those of events since then.
+                     * @example 2026-01-31T12:00:00Z
+                     */
+                    since: string;
+                };
+            };
+        };
+        responses: {
+            /** @description They are due. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Recovered"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
+                    };
+                };
+            };
+            /** @description `timeout`: The body did not come in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:timeout";
+                    };
+                };
+            };
+            /** @description `too-large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-large";
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body must be JSON */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unsupported-media-type";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    callbackSecret: {
+        parameters: {
+            query?: {
+                /** @description Whose callback it is, `user:ID` or `org:ID`. Without it that of the key's owner. */
+                owner?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": null | {
+                    /**
+                     * Format: int32
+                     * @description How long the one before signs beside it: a day without it, and 90 at most.
+                     */
+                    overlap_secs?: number | null;
+                    /** @description With `true` it is replaced. */
+                    replace?: boolean;
+                };
+            };
+        };
+        responses: {
+            /** @description The secret. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CallbackSecret"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
+                    };
+                };
+            };
+            /** @description `timeout`: The body did not come in time */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:timeout";
+                    };
+                };
+            };
+            /** @description `wrong-state`: The state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:wrong-state";
+                    };
+                };
+            };
+            /** @description `too-large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-large";
+                    };
+                };
+            };
+            /** @description `unsupported-media-type`: The body must be JSON */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unsupported-media-type";
+                    };
+                };
+            };
+            /** @description `too-many-requests`: There are too many requests */
+            429: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:too-many-requests";
+                    };
+                };
+            };
+            /** @description `internal`: errand failed */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:internal";
+                    };
+                };
+            };
+            /** @description `busy`: The API is busy; `unavailable`: The database cannot be used now */
+            503: {
+                headers: {
+                    /** @description When to send it again, in seconds. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:busy" | "urn:errand:problem:unavailable";
+                    };
+                };
+            };
+        };
+    };
+    listDeliveries: {
+        parameters: {
+            query?: {
+                /** @description Of this owner: `user:ID` or `org:ID`. */
+                owner?: string;
+                /** @description In this state. */
+                state?: "waiting" | "delivered" | "failed";
+                /** @description Where to go on: the `next` of the page before. */
+                cursor?: string;
+                /** @description The most deliveries of the page. 50 without it. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of the list. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeliveryPage"];
+                };
+            };
+            /** @description `bad-request`: The request cannot be read */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @description What is wrong with which fields, where that is what is wrong. */
+                        errors?: components["schemas"]["FieldError"][];
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:bad-request";
+                    };
+                };
+            };
+            /** @description `unauthorized`: There is no valid key */
+            401: {
+                headers: {
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:unauthorized";
+                    };
+                };
+            };
+            /** @description `forbidden`: This key may not do this; `foreign-origin`: The request comes from another site */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"] & {
+                        /** @enum {string} */
+                        type?: "urn:errand:problem:forbidden" | "urn:errand:problem:foreign-origin";
                     };
                 };
             };

@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::{Extension, Request, State},
-    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -173,7 +172,7 @@ pub(super) async fn list(
 #[serde(deny_unknown_fields)]
 struct Wanted {
     /// Up to 1,024 bytes, `http` or `https`.
-    #[schema(value_type = String, example = "https://app.example.com/errand", max_length = 1024)]
+    #[schema(required = true, value_type = String, example = "https://app.example.com/errand", max_length = 1024)]
     url: Option<String>,
 }
 
@@ -210,7 +209,7 @@ pub(super) async fn set(
 #[utoipa::path(
     delete, path = "/v1/callbacks", operation_id = "removeCallback", security(("bearer" = ["manage"])),
     params(Whose),
-    responses((status = 204, description = "There is no URL any more."), OfAnyRequest, OfItsContent)
+    responses((status = 200, description = "The callback, without a URL.", body = CallbackJson), OfAnyRequest, OfItsContent)
 )]
 pub(super) async fn remove(
     State(shared): State<Shared>,
@@ -221,8 +220,8 @@ pub(super) async fn remove(
     let owner = whose(manager, &request)?;
     let fresh = fresh()?;
     let set = shared.parts.store.set_callback(manager, &owner, None, &fresh, caller.decider());
-    set.await?.ok_or_else(Problem::no_callback)?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let callback = set.await?.ok_or_else(Problem::no_callback)?;
+    Ok(Json(CallbackJson::of(&callback)).into_response())
 }
 
 /// Whether the secret is to be another one.
@@ -243,7 +242,7 @@ struct Replace {
 #[utoipa::path(
     post, path = "/v1/callbacks/secret", operation_id = "callbackSecret", security(("bearer" = ["manage"])),
     params(Whose),
-    request_body(content = inline(Replace), content_type = "application/json"),
+    request_body(content = inline(Option<Replace>), content_type = "application/json"),
     responses((status = 200, description = "The secret.", body = CallbackSecretJson), OfAnyRequest, OfItsContent, OfItsBody, OfTheState)
 )]
 pub(super) async fn secret(
@@ -309,7 +308,7 @@ pub(super) async fn deliveries(
 struct Recover {
     /// Those of events since then.
     #[serde(default, deserialize_with = "moment_in_json")]
-    #[schema(value_type = String, format = DateTime, example = "2026-01-31T12:00:00Z")]
+    #[schema(required = true, value_type = String, format = DateTime, example = "2026-01-31T12:00:00Z")]
     since: Option<Timestamp>,
     /// With `true` also those that were delivered.
     #[serde(default)]

@@ -164,10 +164,7 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<Stats>(&mut schemas);
     add::<ChangePage>(&mut schemas);
     add::<EventPage<'static>>(&mut schemas);
-    add::<CallbackPage<'static>>(&mut schemas);
-    add::<DeliveryPage<'static>>(&mut schemas);
-    add::<Recovered>(&mut schemas);
-    add::<CallbackSecretJson<'static>>(&mut schemas);
+    add_callbacks(&mut schemas);
     add::<TokenJson>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
@@ -199,6 +196,13 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     // It is included as it is: a copy would differ from it one day.
     schemas[&*Envelope::name()] = serde_json::from_str(ENVELOPE)?;
     Ok(document)
+}
+
+fn add_callbacks(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+    add::<CallbackPage<'static>>(schemas);
+    add::<DeliveryPage<'static>>(schemas);
+    add::<Recovered>(schemas);
+    add::<CallbackSecretJson<'static>>(schemas);
 }
 
 /// Adds a schema and those that it names.

@@ -193,9 +193,13 @@ async fn over_api(command: Command, server: &Server) -> anyhow::Result<()> {
         Command::Set { owner, to, who, format } => {
             who.is_the_key()?;
             let url = to.url()?;
+            let owner = owner.owner()?;
             let set =
-                Call::new(Method::PUT, "/v1/callbacks").with("owner", Some(owner.owner()?)).repeatable();
-            let set = set.json(&json!({ "url": url.as_ref().map(CallbackUrl::as_str) }))?;
+                |method| Call::new(method, "/v1/callbacks").with("owner", Some(owner.clone())).repeatable();
+            let set = match url.as_ref() {
+                Some(url) => set(Method::PUT).json(&json!({ "url": url.as_str() }))?,
+                None => set(Method::DELETE),
+            };
             print_set(&server.ask::<Box<RawValue>>(set).await?, format)
         }
         Command::List { format } => list(&server.all(|| Call::get("/v1/callbacks")).await?, format),
@@ -260,6 +264,15 @@ async fn in_database(command: Command, setup: &Setup, store: &SharedStore) -> an
             let by = who.decider(setup);
             let secrets = store.callback_secrets(&operator, &owner, &fresh, replaced, &by).await?;
             let secrets = secrets.ok_or_else(|| nobody(&owner))?;
+            if let Some((_, until)) = secrets.previous.as_ref().filter(|_| replace)
+                && secrets.secret.expose_bytes() != fresh.expose_bytes()
+            {
+                return Err(exit::negative(format!(
+                    "the secret was replaced before, and the one before it signs until {}; replace it then, or at once with \
+                     `--overlap 0s`, after which only the new one signs",
+                    output::moment(*until)
+                )));
+            }
             print_secret(&to_raw_value(&CallbackSecretJson::of(&owner, &secrets))?, format)
         }
         Command::Deliveries(Deliveries { owner, state, before, limit, format }) => {

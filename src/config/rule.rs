@@ -108,43 +108,12 @@ impl Rule {
             (Self::Flag, value @ Value::Boolean(_))
             | (Self::Whole(..), value @ Value::Integer(_))
             | (Self::Number(..), value @ Value::Float(_)) => Ok(value),
-            (Self::Lanes, Value::Array(names)) => {
-                let fits = |name: &Value| name.as_str().is_some_and(|name| name.parse::<QueueName>().is_ok());
-                if names.iter().all(fits) {
-                    Ok(Value::Array(names))
-                } else {
-                    Err(format!("must be {expected}"))
-                }
-            }
-            (Self::Prefixes, Value::Array(prefixes)) => {
-                if prefixes.iter().all(|prefix| prefix.as_str().is_some_and(is_reply_prefix)) {
-                    Ok(Value::Array(prefixes))
-                } else {
-                    Err(format!("must be {expected}"))
-                }
-            }
-            (Self::Origins, Value::Array(origins)) => {
-                if origins.iter().all(|origin| origin.as_str().is_some_and(is_origin)) {
-                    Ok(Value::Array(origins))
-                } else {
-                    Err(format!("must be {expected}"))
-                }
-            }
-            (Self::OwnerPatterns, Value::Array(owners)) => {
-                let fits =
-                    |owner: &Value| owner.as_str().is_some_and(|owner| owner.parse::<OwnerPattern>().is_ok());
-                if owners.iter().all(fits) {
-                    Ok(Value::Array(owners))
-                } else {
-                    Err(format!("must be {expected}"))
-                }
-            }
-            (Self::Networks, Value::Array(networks)) => {
-                let fits = |network: &Value| {
-                    network.as_str().is_some_and(|network| network.parse::<Network>().is_ok())
-                };
-                if networks.iter().all(fits) {
-                    Ok(Value::Array(networks))
+            (
+                Self::Lanes | Self::Prefixes | Self::Origins | Self::OwnerPatterns | Self::Networks,
+                Value::Array(items),
+            ) => {
+                if items.iter().all(|item| item.as_str().is_some_and(|item| self.takes_item(item))) {
+                    Ok(Value::Array(items))
                 } else {
                     Err(format!("must be {expected}"))
                 }
@@ -165,6 +134,18 @@ impl Rule {
                 Some(hint) => Err(format!("must be {expected}{hint}")),
             },
             (_, other) => Err(format!("must be {expected}, but is {}", type_name(&other))),
+        }
+    }
+
+    /// Whether a text may be in a list.
+    fn takes_item(self, item: &str) -> bool {
+        match self {
+            Self::Lanes => item.parse::<QueueName>().is_ok(),
+            Self::Prefixes => is_reply_prefix(item),
+            Self::Origins => is_origin(item),
+            Self::OwnerPatterns => item.parse::<OwnerPattern>().is_ok(),
+            Self::Networks => item.parse::<Network>().is_ok(),
+            _ => false,
         }
     }
 

@@ -28,7 +28,6 @@ use crate::{
 mod callbacks;
 mod events;
 mod inbox;
-mod receivers;
 mod replies;
 
 pub use self::{

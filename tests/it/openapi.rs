@@ -121,6 +121,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/jobs/{id}/cancel", "cancelJob"),
         ("POST", "/v1/jobs/{id}/release", "releaseJob"),
         ("POST", "/v1/jobs/{id}/retry", "retryJob"),
+        ("DELETE", "/v1/callbacks", "removeCallback"),
         ("POST", "/v1/callbacks/recover", "recoverCallbacks"),
         ("POST", "/v1/callbacks/secret", "callbackSecret"),
         ("POST", "/v1/keys", "createKey"),

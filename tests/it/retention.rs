@@ -270,6 +270,16 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
         assert!(harness.errand(&["pins", "set", "github", "20251027_00", "--owner", owner]).status.success());
         let (_, id) = owner.split_once(':').unwrap();
         assert!(harness.errand(&["keys", "create", "--user", id, "--scope", "read"]).status.success());
+        let set = ["callbacks", "set", "--user", id, "--url", &format!("https://app.example/{id}")];
+        assert!(harness.errand(&set).status.success());
+        harness
+            .execute(&format!(
+                "with added as (insert into deliveries (id, receiver, owner_kind, owner_id, url, event_id, kind, event, subject, position)
+                    values (gen_random_uuid(), gen_random_uuid(), 'user', '{id}', 'https://app.example/', gen_random_uuid(), 'job.failed', '{{}}',
+                        gen_random_uuid(), 1) returning *)
+                insert into receivers (id, owner_kind, owner_id) select receiver, owner_kind, owner_id from added"
+            ))
+            .await;
         harness
             .execute(&format!(
                 "insert into actions (id, owner_kind, owner_id, kind, force, asked_force, early, filter, created_before, status,
@@ -293,7 +303,7 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     let (code, dry) = erase(&harness, &["--dry-run"]);
     let removed = json!({
         "jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "batches": 1, "actions": 1, "connections": 0, "events": 3,
-        "journal": 1,
+        "deliveries": 1, "journal": 1,
     });
     assert_eq!((code, &dry["removed"]), (1, &removed), "{dry}");
     assert_eq!(mentions(&harness, "user-1").await, before, "a dry run changes nothing");

@@ -93,8 +93,8 @@ statements! { Postgres:
     select distinct receiver, owner_kind, owner_id, now() from added where state = 'waiting'
     on conflict (id) do update set next_at = least(r.next_at, excluded.next_at) where r.next_at is null or r.failures = 0";
 
-    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago. Rows are read whole only
-    /// where they are returned.
+    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago; and also where all is being
+    /// sent, because who sends it may be gone. Rows are read whole only where they are returned.
     due(full: Vec<Uuid>, open: Vec<Uuid>, most: i64, limit: i64) = "with page as materialized (
         select id, is_proven, failures from receivers where next_at <= now() and id <> all({full}) order by next_at limit {limit}
         for update skip locked),
@@ -106,8 +106,9 @@ statements! { Postgres:
             order by d.due_at limit {most}) d),
     moved as (
         update receivers r set next_at = case when exists (select 1 from found f where f.receiver = r.id) then now()
-            else (select d.due_at from deliveries d where d.receiver = r.id and d.state = 'waiting' and d.id <> all({open})
-                order by d.due_at limit 1) end
+            else least((select d.due_at from deliveries d where d.receiver = r.id and d.state = 'waiting' and d.id <> all({open})
+                    order by d.due_at limit 1),
+                (select now() + interval '30 seconds' from deliveries d where d.id = any({open}) and d.receiver = r.id limit 1)) end
         where r.id in (select id from page))
     select d.*, f.is_proven, f.failures, {signing_secrets}, {own_url}
     from (select * from found order by place limit {limit}) f
@@ -124,7 +125,11 @@ statements! { Postgres:
             last_status = i.last_status, last_error = i.last_error, tried_at = now(),
             finished_at = case when i.state <> 'waiting' then now() end
         from {rows} where d.id = i.id and d.state = 'waiting' and d.tries = i.was_tried
-        returning d.subject, d.url, d.receiver, d.position, d.due_at)
+        returning d.subject, d.url, d.receiver, d.position, d.due_at),
+    asked as (
+        update receivers r set next_at = n.due_at
+        from (select receiver, min(due_at) as due_at from noted where due_at is not null group by receiver) n
+        where r.id = n.receiver and r.failures = 0 and (r.next_at is null or r.next_at > n.due_at))
     update deliveries d set due_at = n.due_at from noted n
     where n.due_at is not null and d.state = 'waiting' and d.subject = n.subject and d.url = n.url and d.receiver = n.receiver
         and d.position > n.position and d.due_at < n.due_at";
@@ -183,7 +188,8 @@ statements! { Postgres:
 
     remove(ended_for: i64, limit: i64) = "with gone as (delete from deliveries where id in (
         select id from deliveries where finished_at < now() - {ended_for}::bigint * interval '1 microsecond' order by finished_at limit {limit})
-        returning 1)
+        returning receiver),
+    unasked as (delete from receivers where id in (select receiver from gone) and next_at is null)
     select count(*) as deliveries from gone";
 
     remove_of(owner_kind: &str, owner_id: &str, limit: i64) = "with gone as (delete from deliveries where id in (

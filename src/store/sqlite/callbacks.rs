@@ -84,7 +84,8 @@ statements! { Sqlite:
     on conflict (id) do update set next_at = min(coalesce(next_at, excluded.next_at), excluded.next_at)
         where receivers.next_at is null or receivers.failures = 0";
 
-    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago.
+    /// A receiver is looked at when something of it is due, the one first that was looked at longest ago; and also where all is being
+    /// sent, because who sends it may be gone.
     due_receivers(full: &str, limit: i64, now: i64) = "select id from receivers
     where next_at <= {now} and id not in (select unhex(value) from json_each({full})) order by next_at limit +{limit}";
 
@@ -97,8 +98,8 @@ statements! { Sqlite:
     order by d.due_at limit +{most}";
 
     looked(receiver_id: Uuid, open: &str, is_any: bool, now: i64) = "update receivers set next_at = case when {is_any} then {now}
-        else (select min(due_at) from deliveries d where d.receiver = {receiver_id} and d.state = 'waiting'
-            and d.id not in (select unhex(value) from json_each({open}))) end
+        else (select min(case when d.id in (select unhex(value) from json_each({open})) then {now} + 30000000 else due_at end)
+            from deliveries d where d.receiver = {receiver_id} and d.state = 'waiting') end
     where id = {receiver_id}";
 
     called_job(id: Uuid, most: i64) = "select {job}, case when octet_length(result) <= {most} then result end as result,
@@ -113,6 +114,9 @@ statements! { Sqlite:
 
     put_off(subject: Uuid, url: &str, receiver_id: Uuid, position: i64, due_at: i64) = "update deliveries set due_at = {due_at}
     where state = 'waiting' and subject = {subject} and url = {url} and receiver = {receiver_id} and position > {position} and due_at < {due_at}";
+
+    ask_for_retry(receiver_id: Uuid, due_at: i64) = "update receivers set next_at = {due_at}
+    where id = {receiver_id} and failures = 0 and coalesce(next_at > {due_at}, 1)";
 
     /// One that fails is asked again after a second, then two, four and so on, up to five minutes.
     note_receiver(receiver_id: Uuid, is_taken: bool, now: i64) = "update receivers set is_proven = is_proven or {is_taken},
@@ -158,6 +162,10 @@ statements! { Sqlite:
 
     remove_receivers(owner_kind: &str, owner_id: &str) =
     "delete from receivers where owner_kind = {owner_kind} and owner_id = {owner_id}";
+
+    /// Of those whose deliveries are removed next.
+    remove_unasked(ended_for: i64, limit: i64, now: i64) = "delete from receivers where next_at is null and id in (
+        select receiver from deliveries where finished_at < {now} - {ended_for} order by finished_at limit +{limit})";
 
     remove(ended_for: i64, limit: i64, now: i64) = "delete from deliveries where id in (
         select id from deliveries where finished_at < {now} - {ended_for} order by finished_at limit +{limit})";
@@ -321,8 +329,10 @@ impl Callbacks for SqliteStore {
                     };
                     let Some(due_at) = noted.read::<Option<i64>>("due_at")? else { continue };
                     let (subject, url) = (noted.read("subject")?, noted.read::<String>("url")?);
-                    let (receiver, position) = (noted.read("receiver")?, noted.read("position")?);
+                    let (receiver, position): (Uuid, i64) =
+                        (noted.read("receiver")?, noted.read("position")?);
                     sql::put_off(subject, &url, receiver, position, due_at).execute(&mut *db).await?;
+                    sql::ask_for_retry(receiver, due_at).execute(&mut *db).await?;
                 }
                 Ok(())
             })
@@ -423,7 +433,13 @@ impl Callbacks for SqliteStore {
 
     async fn remove_deliveries(&self, ended_for: Duration, limit: usize) -> Result<u64> {
         let (ended_for, limit) = (micros(ended_for), to_limit(limit));
-        self.write_one(move |now| sql::remove(ended_for, limit, now)).await
+        self.write(move |db, now| {
+            Box::pin(async move {
+                sql::remove_unasked(ended_for, limit, now).execute(&mut *db).await?;
+                Ok(sql::remove(ended_for, limit, now).execute(&mut *db).await?.rows_affected())
+            })
+        })
+        .await
     }
 
     async fn remove_deliveries_of(&self, owner: &Owner, limit: usize) -> Result<u64> {

@@ -53,7 +53,8 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
          batch_id created_at first_due_at due_at finished_at result error log_id attempts history known_as started_at run_at \
          expires_at timeout_ms max_attempts max_age_ms priority tags effect asked_effect asked_version \
          asked_connected_account_id idempotency_key worker attempt spent publications queue_paused_since cancel_requested request_id \
-         check_at checks unknown_since reply_to publisher correlation_id message_id traceparent"
+         check_at checks unknown_since reply_to publisher correlation_id message_id traceparent \
+         callback"
     );
 }
 
@@ -185,7 +186,7 @@ fn bulk_counts_every_line_and_bad_ones_stop_nobody() {
     let ran = place.run(&["enqueue-bulk", &file]).exits(1);
     assert_eq!(ran.out, "1201 new, 0 duplicate, 1 refused, 2 invalid\n");
     assert_snapshot!(ran.err, @"
-    line 4: the envelope is not a valid job: unknown field `toll`, expected one of `id`, `user_id`, `org_id`, `requested_by`, `tool`, `arguments`, `text`, `version`, `connected_account_id`, `queue`, `priority`, `run_at`, `expires_at`, `timeout_ms`, `max_attempts`, `max_age_ms`, `effect`, `idempotency_key`, `tags`
+    line 4: the envelope is not a valid job: unknown field `toll`, expected one of `id`, `user_id`, `org_id`, `requested_by`, `tool`, `arguments`, `text`, `version`, `connected_account_id`, `queue`, `priority`, `run_at`, `expires_at`, `timeout_ms`, `max_attempts`, `max_age_ms`, `effect`, `idempotency_key`, `tags`, `callback`
     line 701: the owner `default` is refused because it could expose other people's data; send the real `user_id`
     line 702: there is no queue of this name in [queues]; use one of bulk, default
     ");

@@ -327,9 +327,7 @@ impl Ids {
                 json!({"batch_id": self.batches[0]}),
                 json!({"user_id": owner}),
             ],
-            "setCallback" => {
-                vec![json!({"url": format!("https://{MARK}.example/other")}), json!({"url": null})]
-            }
+            "setCallback" => vec![json!({"url": format!("https://{MARK}.example/other")})],
             "callbackSecret" => vec![json!({"replace": true, "overlap_secs": 0}), json!({})],
             "recoverCallbacks" => {
                 let since = "2020-01-01T00:00:00Z";
@@ -349,7 +347,9 @@ impl Ids {
         match operation {
             "setPin" => Some(format!("?force=true&owner={}", self.owner)),
             "addBatchItems" => Some("?from=1".to_owned()),
-            "setCallback" | "callbackSecret" | "recoverCallbacks" => Some(format!("?owner={}", self.owner)),
+            "setCallback" | "removeCallback" | "callbackSecret" | "recoverCallbacks" => {
+                Some(format!("?owner={}", self.owner))
+            }
             _ => None,
         }
     }

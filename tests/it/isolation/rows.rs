@@ -109,7 +109,7 @@ impl Rows {
             false => {
                 let values = values.replacen("{}", &format!("cast('{body}' as blob)"), 1);
                 let id = id.replace('-', "");
-                let now = "unixepoch() * 1000000";
+                let now = "(unixepoch() + 60) * 1000000";
                 let sql = format!(
                     "insert into rejected ({columns}) values (x'{id}', {values}, {now}) returning reason"
                 );
@@ -124,7 +124,8 @@ impl Rows {
             finished_at, created_at, waiting_since";
         let is_postgres = matches!(*self.db.lock().await, Db::Postgres(_));
         let (id, now) = match is_postgres {
-            true => (format!("'{id}'"), "now()"),
+            // The newest of all, whatever is sent meanwhile.
+            true => (format!("'{id}'"), "now() + interval '1 minute'"),
             false => (format!("x'{}'", id.replace('-', "")), "unixepoch() * 1000000"),
         };
         let values = format!(

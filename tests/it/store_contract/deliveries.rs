@@ -69,7 +69,7 @@ fn tried(id: Uuid, tries: u32, next: NextTry) -> TriedDelivery {
 }
 
 impl TestStore {
-    async fn add(&self, deliveries: &[NewDelivery]) {
+    pub(super) async fn add(&self, deliveries: &[NewDelivery]) {
         self.store.add_deliveries(deliveries).await.unwrap();
     }
 
@@ -78,17 +78,17 @@ impl TestStore {
         self.other.due_deliveries(without, &[], most, limit).await.unwrap()
     }
 
-    async fn due(&self) -> Vec<DueDelivery> {
+    pub(super) async fn due(&self) -> Vec<DueDelivery> {
         self.due_but(&[], 1_000, 1_000).await
     }
 
-    async fn is_due(&self, expected: &[&NewDelivery]) {
+    pub(super) async fn is_due(&self, expected: &[&NewDelivery]) {
         let due: BTreeSet<Uuid> = self.due().await.iter().map(|due| due.id).collect();
         let expected: BTreeSet<Uuid> = expected.iter().map(|delivery| delivery.id).collect();
         assert_eq!(due, expected);
     }
 
-    async fn note(&self, delivery: &NewDelivery, next: NextTry) {
+    pub(super) async fn note(&self, delivery: &NewDelivery, next: NextTry) {
         let tries = self.delivery(delivery.id).await.tries;
         self.store.note_deliveries(&[tried(delivery.id, tries, next)]).await.unwrap();
     }
@@ -102,12 +102,12 @@ impl TestStore {
         seen(self).await.into_iter().find(|delivery| delivery.id == id).unwrap()
     }
 
-    /// The time of the store, a while ago.
-    fn ago(&self, column: &str, hours: u32) -> String {
+    /// Makes a time of the store earlier.
+    pub(super) fn earlier(&self, column: &str, seconds: u32) -> String {
         if self.is_postgres() {
-            format!("{column} = {column} - interval '{hours} hours'")
+            format!("{column} = {column} - interval '{seconds} seconds'")
         } else {
-            format!("{column} = {column} - {hours} * 3600000000")
+            format!("{column} = {column} - {seconds} * 1000000")
         }
     }
 
@@ -207,7 +207,7 @@ on_every_backend!(an_event_waits_for_those_before_it_of_its_job_or_batch_at_the_
         t.is_due(&[&elsewhere, &of_another]).await;
         t.note(&elsewhere, NextTry::Delivered).await;
         t.is_due(&[&next_there, &of_another]).await;
-        t.execute(&format!("update deliveries set {}", t.ago("due_at", 1))).await;
+        t.execute(&format!("update deliveries set {}", t.earlier("due_at", 3600))).await;
         t.is_due(&[&first, &next_there, &of_another]).await;
         t.note(&first, NextTry::Never).await;
         t.is_due(&[&second, &next_there, &of_another]).await;
@@ -306,7 +306,7 @@ on_every_backend!(a_delivery_is_signed_by_two_secrets_while_one_takes_the_place_
     assert_eq!(signs().await, [1]);
     t.store.callback_secrets(WHO, &of, &secret(2), Some(HOUR), OPERATOR).await.unwrap();
     assert_eq!(signs().await, [2, 1]);
-    t.execute(&format!("update callbacks set {}", t.ago("previous_until", 1))).await;
+    t.execute(&format!("update callbacks set {}", t.earlier("previous_until", 3600))).await;
     assert_eq!(signs().await, [2], "its time is over");
     t.store.callback_secrets(WHO, &of, &secret(3), Some(Duration::ZERO), OPERATOR).await.unwrap();
     assert_eq!(signs().await, [3]);
@@ -454,9 +454,14 @@ on_every_backend!(deliveries_that_ended_long_ago_are_removed, async |t| {
     t.note(&added[0], NextTry::Delivered).await;
     t.give_up(&[added[1].id, added[2].id, added[3].id]).await;
     assert_eq!(t.store.remove_deliveries(HOUR, 10).await.unwrap(), 0);
-    t.execute(&format!("update deliveries set {}, {}", t.ago("created_at", 2), t.ago("due_at", 2))).await;
+    t.execute(&format!(
+        "update deliveries set {}, {}",
+        t.earlier("created_at", 7200),
+        t.earlier("due_at", 7200)
+    ))
+    .await;
     assert_eq!(t.store.remove_deliveries(HOUR, 10).await.unwrap(), 0, "they ended a moment ago");
-    t.execute(&format!("update deliveries set {}", t.ago("finished_at", 2))).await;
+    t.execute(&format!("update deliveries set {}", t.earlier("finished_at", 7200))).await;
     assert_eq!(t.store.remove_deliveries(DAY, 10).await.unwrap(), 0);
     assert_eq!(t.store.remove_deliveries(HOUR, 3).await.unwrap(), 3);
     assert_eq!(t.store.remove_deliveries(HOUR, 3).await.unwrap(), 1);

@@ -60,6 +60,7 @@ pub(crate) mod owner_lock;
 mod pins;
 mod principals;
 mod publications;
+mod receivers;
 mod rejections;
 mod retention;
 mod tasks;

@@ -330,7 +330,7 @@ async fn the_second_lock_comes_and_goes_with_the_setting_and_leaves_nothing() {
         assert_eq!(weight(&store).await, role.map(|_| Weight::Fine));
         let found = texts(&mut db, facts).await;
         let about = |role: &RoleName| found.iter().filter(|fact| fact.contains(role.as_str())).count();
-        let expected = [&first, &second].map(|one| if role == Some(one) { 14 } else { 0 });
+        let expected = [&first, &second].map(|one| if role == Some(one) { 15 } else { 0 });
         assert_eq!([&first, &second].map(about), expected, "{role:?}: {found:#?}");
         if role.is_none() {
             let plain = |facts: &[String]| facts.iter().map(|fact| without_rights(fact)).collect::<Vec<_>>();

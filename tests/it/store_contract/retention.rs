@@ -340,6 +340,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ),
     ("batch_parts", "go with their batch, which has up to bounds::MAX_BATCH_PARTS"),
     ("callbacks", "one for each owner of whom events are sent; maintenance::erase"),
+    ("receivers", "with the last of their deliveries"),
     ("deliveries", "maintenance::prune, by retention.events_days; each is sent for two days at most"),
     ("_sqlx_migrations", "a row for each migration of a build"),
     ("sqlite_sequence", "a row for each table that numbers its rows"),

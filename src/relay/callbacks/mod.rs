@@ -11,8 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use serde::Deserialize;
 use tokio::{
     task::{Id, JoinError, JoinSet},
     time::{Instant, sleep, timeout},
@@ -20,39 +18,30 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::receivers::{Pace, Receivers, Target};
+mod message;
+mod outcome;
+mod receivers;
+
+pub use self::outcome::SCHEDULE;
+use self::{
+    message::{body, deliveries_of},
+    outcome::{Answered, pace},
+    receivers::{Pace, Receivers, Target},
+};
 use crate::{
-    backoff::{Intervals, RECONNECT},
-    callback::{Answer, CallbackClient, Secret, SendError, SendErrorKind, Signed, sign},
+    backoff::RECONNECT,
+    callback::{Answer, CallbackClient, Secret, SendError, Signed, sign},
     clock::SharedClock,
     failure::chain,
-    job::{CallbackUrl, JobId, Owner, State, WorkerId},
-    job_json::callback_job_json,
+    job::{CallbackUrl, JobId, Owner, WorkerId},
     services::Services,
     store::{
-        CallbackAnswer, CalledEvent, CalledJob, DueDelivery, EventKind, EventListener, EventsAfter,
-        NewDelivery, NextTry, OwnUrl, SharedStore, StoreError, Task, TriedDelivery,
+        CallbackAnswer, CalledJob, DueDelivery, EventListener, EventsAfter, SharedStore, StoreError, Task,
+        TriedDelivery,
     },
     task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
 };
-
-/// When a delivery that was not taken is sent again, after each try; after the last it has failed. Two days together.
-pub const SCHEDULE: [Duration; 10] = [
-    Duration::from_secs(5),
-    Duration::from_secs(30),
-    Duration::from_mins(2),
-    Duration::from_mins(10),
-    Duration::from_hours(1),
-    Duration::from_hours(3),
-    Duration::from_hours(6),
-    Duration::from_hours(12),
-    Duration::from_hours(12),
-    Duration::from_hours(12),
-];
-
-/// By how much of each wait it is longer or shorter, so that what failed together is not sent together again.
-const JITTER: f64 = 0.1;
 
 /// The URL of an owner that has taken nothing for so long is disabled.
 pub const PATIENCE: Duration = Duration::from_hours(5 * 24);
@@ -70,9 +59,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often deliveries are looked for that have become due by themselves.
 const LOOK_FOR_DUE: Duration = Duration::from_secs(1);
 
-/// An answer that comes later is late.
-const SOON: Duration = Duration::from_secs(2);
-
 /// The most events that are gone over together, and the most deliveries that are begun together, and of one receiver.
 const PAGE: usize = 500;
 const BEGUN_TOGETHER: usize = 128;
@@ -83,9 +69,6 @@ const GIVEN_UP_AFTER: u32 = 5;
 
 /// How long a process that ends waits for answers.
 const ENDING: Duration = Duration::from_secs(2);
-
-/// Of what the IDs of deliveries and receivers are made; it never changes.
-const IDS: Uuid = Uuid::from_u128(0x2f9c_77a4_51de_4b0b_8a63_0d1f_c2e8_9b57);
 
 #[derive(Debug)]
 pub struct CallbackSender {
@@ -111,16 +94,6 @@ struct OnItsWay {
     delivery: DueDelivery,
     origin: String,
     since: Instant,
-}
-
-/// What became of a delivery.
-#[derive(Debug)]
-struct Answered {
-    tried: TriedDelivery,
-    /// The receiver, and whether it works, where that is news.
-    receiver: Option<(Uuid, bool)>,
-    /// The owner and the URL, where the state of their own callback changes by it.
-    own: Option<(Owner, String, CallbackAnswer)>,
 }
 
 /// What became of a turn.
@@ -415,137 +388,4 @@ impl CallbackSender {
 struct Added {
     any: bool,
     more: bool,
-}
-
-/// How a receiver has answered; `None` where that says nothing of it.
-fn pace(answer: Option<&Result<Answer, SendError>>, took: Duration) -> Option<Pace> {
-    match answer {
-        None => None,
-        Some(Err(error)) if error.kind() == SendErrorKind::Local => None,
-        Some(Ok(Answer { status: 408 | 429 | 500.., .. }) | Err(_)) => Some(Pace::Failed),
-        Some(Ok(_)) if took > SOON => Some(Pace::Late),
-        Some(Ok(_)) => Some(Pace::Soon),
-    }
-}
-
-impl Answered {
-    fn failed(delivery: &DueDelivery, why: &'static str) -> Self {
-        let DueDelivery { id, tries, .. } = *delivery;
-        let tried =
-            TriedDelivery { id, next: NextTry::Never, tries, is_sent: false, status: None, error: Some(why) };
-        Self { tried, receiver: None, own: None }
-    }
-
-    /// What becomes of a delivery by its answer; `None` where nobody knows it.
-    fn new(
-        delivery: &DueDelivery,
-        answer: Option<&Result<Answer, SendError>>,
-        pace: Option<Pace>,
-        random: f64,
-    ) -> Self {
-        let (status, error, retry_after) = match answer {
-            Some(Ok(answer)) => (Some(answer.status), None, answer.retry_after),
-            Some(Err(error)) => (None, Some(error.kind()), None),
-            None => (None, Some(SendErrorKind::Local), None),
-        };
-        let outcome = match status {
-            Some(200..300) => CallbackAnswer::Taken,
-            Some(410) => CallbackAnswer::Gone,
-            _ => CallbackAnswer::NotTaken,
-        };
-        let again = SCHEDULE.get(delivery.tries as usize).map(|wait| {
-            let spread = Intervals::doubling(*wait, *wait).with_jitter(JITTER).wait(1, random);
-            spread.max(retry_after.unwrap_or_default())
-        });
-        let next = match outcome {
-            CallbackAnswer::Taken => NextTry::Delivered,
-            CallbackAnswer::Gone => NextTry::Never,
-            CallbackAnswer::NotTaken => again.map_or(NextTry::Never, NextTry::After),
-        };
-        let error = match outcome {
-            CallbackAnswer::Taken => None,
-            CallbackAnswer::Gone => Some("gone"),
-            CallbackAnswer::NotTaken => Some(error.map_or("refused", SendErrorKind::as_str)),
-        };
-        // Where all is as it was there is nothing to be noted, nor where it says nothing of the receiver.
-        let is_known = |works: bool| works && delivery.is_proven && delivery.failures == 0;
-        let works = pace.map(|pace| pace != Pace::Failed);
-        let changes = |own: &OwnUrl| outcome != CallbackAnswer::Taken || own.is_failing;
-        let own = delivery.own.filter(|own| changes(own) && pace.is_some());
-        Self {
-            tried: TriedDelivery {
-                id: delivery.id,
-                next,
-                tries: delivery.tries,
-                is_sent: true,
-                status,
-                error,
-            },
-            receiver: works.filter(|works| !is_known(*works)).map(|works| (delivery.receiver, works)),
-            own: own.map(|_| (delivery.owner.clone(), delivery.url.clone(), outcome)),
-        }
-    }
-
-    /// What is counted.
-    fn word(&self) -> &'static str {
-        match self.tried.next {
-            NextTry::Delivered => "delivered",
-            NextTry::After(_) => "failed",
-            NextTry::Never => "given_up",
-        }
-    }
-}
-
-/// A delivery for each URL to which an event is sent.
-fn deliveries_of(called: &CalledEvent, fresh: &Secret) -> Vec<NewDelivery> {
-    let CalledEvent { event, urls } = called;
-    // Nothing is sent to a URL that is disabled, not even that it is.
-    let Some(owner) = event.owner.as_ref().filter(|_| event.kind != EventKind::CallbackDisabled) else {
-        return Vec::new();
-    };
-    let json = serde_json::to_string(&event.json()).unwrap_or_default();
-    let event_id = event.id();
-    let of = |url: &String| {
-        let origin = url.parse().map_or_else(|_| url.clone(), |url: CallbackUrl| url.origin());
-        NewDelivery {
-            id: Uuid::new_v5(&IDS, format!("{event_id}\n{url}").as_bytes()),
-            receiver: Uuid::new_v5(&IDS, format!("{owner}\n{origin}").as_bytes()),
-            owner: owner.clone(),
-            url: url.clone(),
-            event_id,
-            kind: event.kind.as_str(),
-            event: json.clone(),
-            position: event.position,
-            job: event.job,
-            batch: event.batch,
-            fresh: fresh.clone(),
-        }
-    };
-    urls.iter().map(of).collect()
-}
-
-/// What is sent: the event, and its job as a reply has it, if that is still as the event left it. What has happened since is told by
-/// an event of its own, and the ID may be another one's by now.
-fn body(delivery: &DueDelivery, job: Option<&CalledJob>) -> Vec<u8> {
-    #[derive(Deserialize)]
-    struct Told<'a> {
-        #[serde(rename = "type")]
-        kind: &'a str,
-        at: Timestamp,
-        attempt: Option<u32>,
-    }
-
-    let event = delivery.event.as_str();
-    let Ok(told) = serde_json::from_str::<Told<'_>>(event) else { return event.into() };
-    let is_as_told = |called: &&CalledJob| {
-        let CalledJob { job, .. } = called;
-        let state = told.kind.strip_prefix("job.").and_then(|word| word.parse::<State>().ok());
-        let is_it = job.spec.owner == delivery.owner && job.created_at <= told.at;
-        is_it && state == Some(job.state) && Some(job.attempt) == told.attempt
-    };
-    let job = job.filter(is_as_told).map(|called| callback_job_json(&called.job, called.left_out));
-    let job = job.and_then(|job| serde_json::to_string(&job).ok()).unwrap_or_else(|| "null".to_owned());
-    // The event is an object with some keys, always.
-    let data = event.trim_end().strip_suffix('}').unwrap_or(event);
-    format!(r#"{{"type":"{}","timestamp":"{}","data":{data},"job":{job}}}}}"#, told.kind, told.at).into()
 }
