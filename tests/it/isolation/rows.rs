@@ -109,7 +109,7 @@ impl Rows {
             false => {
                 let values = values.replacen("{}", &format!("cast('{body}' as blob)"), 1);
                 let id = id.replace('-', "");
-                let now = "(unixepoch() + 60) * 1000000";
+                let now = "unixepoch() * 1000000";
                 let sql = format!(
                     "insert into rejected ({columns}) values (x'{id}', {values}, {now}) returning reason"
                 );
@@ -126,7 +126,7 @@ impl Rows {
         let (id, now) = match is_postgres {
             // The newest of all, whatever is sent meanwhile.
             true => (format!("'{id}'"), "now() + interval '1 minute'"),
-            false => (format!("x'{}'", id.replace('-', "")), "unixepoch() * 1000000"),
+            false => (format!("x'{}'", id.replace('-', "")), "(unixepoch() + 60) * 1000000"),
         };
         let values = format!(
             "'user', 'user-7', 'https://{MARK}.example/', 'job.failed', '{{}}', 1, 'failed', null, {now}, {now}, {now}"
