@@ -47,9 +47,10 @@ class Errand:
             time.sleep(wait)
 
     def run(self, job):
-        """Enqueues a job and waits until it is final. The `id` of the job keeps a repeated request from being a second one."""
+        """Enqueues a job and waits until it is final, or held until somebody sees to it. The `id` of the job keeps a repeated request
+        from being a second one."""
         done = self.call("POST", "/v1/jobs", job, Prefer="wait=30")
-        while done["finished_at"] is None:
+        while done["finished_at"] is None and done["held_reason"] is None:
             done = self.call("GET", f"/v1/jobs/{done['id']}?wait=30")
         return done
 

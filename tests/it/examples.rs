@@ -2,7 +2,10 @@
 
 use std::process::{Command, Output, Stdio};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use errand_testbed::factory::{read, spread};
+use jiff::Timestamp;
+use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::{
@@ -106,4 +109,62 @@ pub(crate) async fn followed(hint: &str, program: impl FnOnce(&str, &str) -> Com
     let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     assert!(ended.success());
     said()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_python_believes_only_callbacks_that_are_signed() {
+    believes_what_is_signed(|variables| example(&["callbacks.py"], variables)).await;
+}
+
+/// What a header says of a callback that is signed with this secret.
+fn signature(secret: &[u8], id: &str, seconds: i64, body: &str) -> String {
+    let tag =
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), format!("{id}.{seconds}.{body}").as_bytes());
+    format!("v1,{}", BASE64.encode(tag))
+}
+
+/// That a program which receives callbacks tells of each that is signed once, and refuses others. It says where it listens, first of all.
+pub(crate) async fn believes_what_is_signed(program: impl FnOnce(&[(&str, &str)]) -> Command) {
+    let (secret, other) = (&[7_u8; 32], &[8_u8; 32]);
+    let text = format!("whsec_{}", BASE64.encode(secret));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let command = program(&[("CALLBACK_SECRET", &text), ("CALLBACK_PORT", "0")]);
+    let mut command = tokio::process::Command::from(command);
+    let _server = command.stdout(file.reopen().unwrap()).kill_on_drop(true).spawn().unwrap();
+    let said = || std::fs::read_to_string(file.path()).unwrap();
+    let url = until("it listens", PATIENCE, async || {
+        said().strip_suffix('\n')?.strip_prefix("listening on ").map(str::to_owned)
+    })
+    .await;
+
+    let body = |job: &str| {
+        let data = json!({"id": "e", "type": "job.succeeded", "job_id": job, "tool": "T\u{e9}"});
+        json!({"type": "job.succeeded", "timestamp": "2026-11-30T09:12:44Z", "data": data}).to_string()
+    };
+    let client = support::http::client();
+    let post = async |id: &str, seconds: i64, signature: &str, body: &str| {
+        let request = client.post(&url).body(body.to_owned());
+        let request = request.header("webhook-id", id).header("webhook-timestamp", seconds);
+        request.header("webhook-signature", signature).send().await.unwrap().status().as_u16()
+    };
+    let (now, one, two) = (Timestamp::now().as_second(), body("one"), body("two"));
+    let right = signature(secret, "e-1", now, &one);
+    assert_eq!(post("e-1", now, &right, &one).await, 204);
+    // Again, as after a lost answer: at another time, with the same ID.
+    assert_eq!(post("e-1", now - 1, &signature(secret, "e-1", now - 1, &one), &one).await, 204);
+    // While the secret is changed there are two.
+    let both = format!("{} {}", signature(other, "e-2", now, &two), signature(secret, "e-2", now, &two));
+    assert_eq!(post("e-2", now, &both, &two).await, 204);
+
+    assert_eq!(post("e-1", now, &right, &two).await, 401, "another body");
+    assert_eq!(post("e-3", now, &right, &one).await, 401, "another ID");
+    assert_eq!(post("e-1", now - 1, &right, &one).await, 401, "another time");
+    let old = now - 310;
+    assert_eq!(post("e-3", old, &signature(secret, "e-3", old, &two), &two).await, 401, "an old one");
+    assert_eq!(post("e-3", now, &signature(other, "e-3", now, &two), &two).await, 401, "another secret");
+    let unsigned = client.post(&url).body(two).send().await.unwrap();
+    assert_eq!(unsigned.status().as_u16(), 401);
+    let lines = said();
+    let told: Vec<&str> = lines.lines().skip(1).collect();
+    assert_eq!(told, ["callback: job.succeeded one", "callback: job.succeeded two"]);
 }

@@ -291,12 +291,11 @@ impl CallbackSender {
                 return Err(error);
             }
         };
-        let any = !begun.is_empty();
         for (begun, url) in begun {
             let job = begun.delivery.job.and_then(|job| jobs.get(&job));
             self.send(begun, url, job);
         }
-        Ok(is_page && any)
+        Ok(is_page)
     }
 
     /// The jobs of deliveries, those of them that are there.

@@ -120,3 +120,91 @@ impl Answered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{job::OwnerKind, store::OwnUrl};
+
+    fn due(tries: u32, is_proven: bool, failures: u32, own: Option<OwnUrl>) -> DueDelivery {
+        DueDelivery {
+            id: Uuid::from_u128(1),
+            receiver: Uuid::from_u128(2),
+            owner: Owner::new(OwnerKind::User, "user-1").unwrap(),
+            url: "https://app.example/".to_owned(),
+            event_id: Uuid::from_u128(3),
+            event: "{}".to_owned(),
+            job: None,
+            tries,
+            secrets: Vec::new(),
+            is_proven,
+            failures,
+            own,
+        }
+    }
+
+    fn answered(delivery: &DueDelivery, status: u16, after: Option<u64>, took: Duration) -> Answered {
+        let answer = Ok(Answer { status, retry_after: after.map(Duration::from_secs) });
+        let pace = pace(Some(&answer), took);
+        Answered::new(delivery, Some(&answer), pace, 0.5)
+    }
+
+    const AT_ONCE: Duration = Duration::ZERO;
+
+    #[test]
+    fn what_works_as_before_is_noted_of_the_delivery_alone() {
+        let own = OwnUrl { is_failing: false, is_disabled: false };
+        let taken = answered(&due(0, true, 0, Some(own)), 204, None, AT_ONCE);
+        assert_eq!((taken.tried.next, taken.receiver, taken.own), (NextTry::Delivered, None, None));
+        let first = answered(&due(0, false, 0, None), 204, None, AT_ONCE);
+        assert_eq!(first.receiver, Some((Uuid::from_u128(2), true)), "it has taken something now");
+        let again = answered(&due(0, true, 3, None), 204, None, AT_ONCE);
+        assert_eq!(again.receiver, Some((Uuid::from_u128(2), true)), "it works again");
+        let own = OwnUrl { is_failing: true, ..own };
+        let taken = answered(&due(0, true, 0, Some(own)), 204, None, AT_ONCE);
+        assert_eq!(taken.own.map(|(.., answer)| answer), Some(CallbackAnswer::Taken));
+    }
+
+    #[test]
+    fn what_is_refused_is_no_fault_of_its_receiver_unless_that_says_so() {
+        let own = OwnUrl { is_failing: false, is_disabled: false };
+        for (status, works) in
+            [(302, true), (404, true), (410, true), (408, false), (429, false), (503, false)]
+        {
+            let refused = answered(&due(0, true, 0, Some(own)), status, None, AT_ONCE);
+            assert_eq!(refused.receiver, (!works).then_some((Uuid::from_u128(2), false)), "{status}");
+            let (next, answer) = match status {
+                410 => (NextTry::Never, CallbackAnswer::Gone),
+                _ => (NextTry::After(SCHEDULE[0]), CallbackAnswer::NotTaken),
+            };
+            assert_eq!(refused.tried.next, next, "{status}");
+            assert_eq!(refused.own.map(|(.., answer)| answer), Some(answer), "{status}");
+        }
+        assert_eq!(pace(Some(&Ok(Answer { status: 200, retry_after: None })), 2 * SOON), Some(Pace::Late));
+        // What went wrong here says nothing of it.
+        let ours = Answered::new(&due(0, true, 0, Some(own)), None, pace(None, AT_ONCE), 0.5);
+        assert_eq!((ours.receiver, ours.own), (None, None));
+        assert_eq!(ours.tried.next, NextTry::After(SCHEDULE[0]));
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_sent_again_by_the_schedule_or_later_where_that_is_asked_for(
+            tries in 0_u32..20, after in prop::option::of(0_u64..100_000), random in 0.0..1.0_f64
+        ) {
+            let answer = Ok(Answer { status: 500, retry_after: after.map(Duration::from_secs) });
+            let refused = Answered::new(&due(tries, true, 0, None), Some(&answer), Some(Pace::Failed), random);
+            match (SCHEDULE.get(tries as usize), refused.tried.next) {
+                (None, NextTry::Never) => {}
+                (Some(wait), NextTry::After(again)) => {
+                    let after = Duration::from_secs(after.unwrap_or_default());
+                    prop_assert!(again >= after.max(wait.mul_f64(0.9)));
+                    prop_assert!(again <= after.max(wait.mul_f64(1.1)));
+                }
+                (wait, next) => prop_assert!(false, "{wait:?}, {next:?}"),
+            }
+        }
+    }
+}

@@ -51,6 +51,9 @@ pub(super) struct Args {
     /// How often each list is read.
     #[arg(long, value_name = "N", default_value_t = 20)]
     reads: usize,
+    /// Callbacks of each measurement; five times as many wait for the receiver that never answers.
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(i64).range(10..))]
+    callbacks: i64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -68,14 +71,26 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         wait_secs,
         finished,
         reads,
+        callbacks,
         json,
     } = args;
     let amounts = [rounds, connections, batches, waiters, streams, reads];
     ensure!(amounts.iter().all(|amount| *amount > 0) && secs > 0, "there is nothing to measure");
     let time = Duration::from_secs(secs);
     let wait = Duration::from_secs(wait_secs);
-    let plan =
-        ApiPlan { figures, rounds, time, connections, batches, waiters, streams, wait, finished, reads };
+    let plan = ApiPlan {
+        figures,
+        rounds,
+        time,
+        connections,
+        batches,
+        waiters,
+        streams,
+        wait,
+        finished,
+        reads,
+        callbacks,
+    };
     let talks = std::io::stderr().is_terminal() || !json;
     let progress = |text: &str| {
         if talks {

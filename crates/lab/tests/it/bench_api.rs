@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use errand_testbed::support;
 use serde_json::Value;
 
-const SHORT: [&str; 19] = [
+const SHORT: [&str; 20] = [
     "bench-api",
     "--json",
     "--rounds",
@@ -25,6 +25,7 @@ const SHORT: [&str; 19] = [
     "--finished",
     "2000",
     "--reads=1",
+    "--callbacks=200",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,6 +42,8 @@ async fn each_figure_of_the_api_is_measured_and_nothing_is_left_behind() {
         assert_eq!(ratio["count"], 1, "{report}");
         assert!(ratio["median"].as_f64().unwrap() > 0.0, "{report}");
     }
+    let beside = &report["callbacks"]["ratio"];
+    assert!(beside["median"].as_f64().unwrap() > 0.0, "{report}");
     let p99 = &report["enqueue"]["latency"]["p99"];
     assert!(p99["median"].as_f64().unwrap() > 0.0, "{report}");
     for figure in ["waiters", "streams"] {

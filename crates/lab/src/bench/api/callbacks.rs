@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Bench, fill::CALLED, spread};
+use super::{Bench, fill::CALLED_OWNERS, spread};
 use crate::bench::{
     child::{Role, this_program},
     environment::Environment,
@@ -20,8 +20,8 @@ use crate::bench::{
 /// How long a receiver takes for its answer.
 const ANSWERS_AFTER: Duration = Duration::from_millis(50);
 
-/// What waits for a receiver that never answers.
-const WAITING_FOR_THE_DEAD: i64 = 100_000;
+/// What waits for a receiver that never answers, for each callback that is measured.
+const WAITING_FOR_THE_DEAD: i64 = 5;
 
 /// All callbacks have been sent so long after the worker began, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -44,7 +44,8 @@ pub(super) struct Callbacks {
 }
 
 pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Result<Callbacks> {
-    let rounds = bench.plan.rounds;
+    let (rounds, events) = (bench.plan.rounds, bench.plan.callbacks);
+    let waiting = WAITING_FOR_THE_DEAD * events;
     let receivers = StubProcess::start(ANSWERS_AFTER).await?;
     // Whoever connects waits in its backlog for ever.
     let dead = TcpListener::bind("127.0.0.1:0").await?;
@@ -53,30 +54,34 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
     for round in 1..=rounds {
         progress(&format!("callbacks, round {round} of {rounds}"));
         let url = receivers.base_url();
-        let first = bench.with(async |environment: &Environment| rate(environment, &url, None).await).await?;
-        let second =
-            bench.with(async |environment: &Environment| rate(environment, &url, Some(&dead)).await).await?;
+        let first =
+            bench.with(async |environment: &Environment| rate(environment, &url, events, None).await).await?;
+        let second = bench
+            .with(async |environment: &Environment| {
+                rate(environment, &url, events, Some((&dead, waiting))).await
+            })
+            .await?;
         alone.push(first);
         beside.push(second);
         ratios.push(second / first);
     }
     Ok(Callbacks {
-        events: CALLED.events,
-        owners: CALLED.owners,
+        events,
+        owners: CALLED_OWNERS,
         alone: spread(alone)?,
-        waiting: WAITING_FOR_THE_DEAD,
+        waiting,
         beside_the_dead: spread(beside)?,
         ratio: spread(ratios)?,
     })
 }
 
 /// Callbacks per second that were taken, from the first to the last, by the database's clock.
-async fn rate(environment: &Environment, url: &str, dead: Option<&str>) -> Result<f64> {
+async fn rate(environment: &Environment, url: &str, events: i64, dead: Option<(&str, i64)>) -> Result<f64> {
     environment.run(&this_program()?, &["migrate"]).await?;
-    if let Some(dead) = dead {
-        environment.store.wait_for(dead, WAITING_FOR_THE_DEAD).await?;
+    if let Some((dead, waiting)) = dead {
+        environment.store.wait_for(dead, waiting).await?;
     }
-    environment.store.call(url).await?;
+    environment.store.call(url, events).await?;
     let settings = [
         ("ERRAND__EVENTS__RECORD", "all"),
         ("ERRAND__CALLBACKS__ENABLED", "true"),
@@ -86,11 +91,11 @@ async fn rate(environment: &Environment, url: &str, dead: Option<&str>) -> Resul
     let begun = Instant::now();
     let rate = loop {
         let (taken, seconds) = environment.store.taken().await?;
-        if taken == CALLED.events {
+        if taken == events {
             break taken as f64 / seconds;
         }
         worker.ensure_running()?;
-        ensure!(begun.elapsed() < PATIENCE, "{taken} of {} callbacks were taken", CALLED.events);
+        ensure!(begun.elapsed() < PATIENCE, "{taken} of {events} callbacks were taken");
         sleep(LOOK).await;
     };
     worker.stop().await?;

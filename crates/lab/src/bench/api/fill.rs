@@ -55,14 +55,8 @@ const HELD: &str = "insert into jobs (id, digest, owner_kind, owner_id, tool, ar
         'connect the toolkit'
     from generate_series(1, $1::bigint) as n";
 
-/// How many events there are for callbacks, and of how many owners.
-pub(super) const CALLED: Called = Called { events: 20_000, owners: 20 };
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Called {
-    pub(super) events: i64,
-    pub(super) owners: i64,
-}
+/// Owners to whose receivers callbacks are sent.
+pub(super) const CALLED_OWNERS: i64 = 20;
 
 /// Owners with a callback each, whose receivers are all at one URL.
 const CALLBACKS: &str = "insert into callbacks (owner_kind, owner_id, url, secret)
@@ -90,8 +84,10 @@ const FROM_THE_FIRST: &str = "insert into event_listeners (name, position) value
 
 /// An owner whose receiver has not taken anything yet.
 const UNTAKEN: &str = "with owner as (
-        insert into callbacks (owner_kind, owner_id, url, secret) values ('user', 'untaken', $1, decode(md5('') || md5(''), 'hex')))
-    insert into deliveries (id, receiver, owner_kind, owner_id, url, event_id, kind, event, subject, sequence)
+        insert into callbacks (owner_kind, owner_id, url, secret) values ('user', 'untaken', $1, decode(md5('') || md5(''), 'hex'))),
+    receiver as (
+        insert into receivers (id, owner_kind, owner_id, next_at) values (md5('receiver')::uuid, 'user', 'untaken', now()))
+    insert into deliveries (id, receiver, owner_kind, owner_id, url, event_id, kind, event, subject, position)
     select md5('untaken' || n)::uuid, md5('receiver')::uuid, 'user', 'untaken', $1, gen_random_uuid(), 'job.succeeded',
         '{\"type\":\"job.succeeded\",\"at\":\"2026-01-31T12:00:00Z\",\"attempt\":1}', gen_random_uuid(), 1
     from generate_series(1, $2) as n";
@@ -194,10 +190,10 @@ impl BenchStore {
     }
 
     /// Fills the tables with events that are to be sent to this URL.
-    pub(super) async fn call(&self, url: &str) -> Result<()> {
+    pub(super) async fn call(&self, url: &str, events: i64) -> Result<()> {
         let pool = self.postgres()?;
-        sqlx::query(CALLBACKS).bind(format!("{url}/")).bind(CALLED.owners).execute(pool).await?;
-        sqlx::query(CALLED_JOBS).bind(CALLED.events).bind(CALLED.owners).execute(pool).await?;
+        sqlx::query(CALLBACKS).bind(format!("{url}/")).bind(CALLED_OWNERS).execute(pool).await?;
+        sqlx::query(CALLED_JOBS).bind(events).bind(CALLED_OWNERS).execute(pool).await?;
         for statement in [CALLED_EVENTS, FROM_THE_FIRST, "analyze jobs, events"] {
             sqlx::query(statement).execute(pool).await?;
         }

@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) finished: u64,
     /// How often each list is read.
     pub(crate) reads: usize,
+    /// Callbacks of one measurement.
+    pub(crate) callbacks: i64,
 }
 
 /// One thing that is measured.
