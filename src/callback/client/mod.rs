@@ -163,6 +163,7 @@ impl CallbackClient {
         let end = Instant::now() + self.timeout;
         let response = match timeout_at(end, self.send(url, message, body)).await {
             Ok(response) => response?,
+            // That its time is up is all that this error says.
             Err(_) => return Err(failed(SendErrorKind::Timeout, url)),
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(message.timestamp.try_into().unwrap_or(0));
