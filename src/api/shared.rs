@@ -52,14 +52,13 @@ impl Parts {
         if self.records_events {
             return Ok(());
         }
-        let detail = "nothing is recorded, because the setting events.record is \"off\"; set it to \"all\" for everything that writes \
-                      to the database";
+        let detail = "no events are recorded here; set events.record to \"all\" for everything that writes to the database, or to \
+                      \"listeners\" with events.exchange or callbacks.enabled";
         Err(Problem::new(Kind::NotRecorded, detail))
     }
 
     /// Refuses what asks for callbacks where none are sent.
     pub(super) fn needs_callbacks(&self) -> Result<(), Problem> {
-        self.needs_events()?;
         if self.sends_callbacks {
             return Ok(());
         }

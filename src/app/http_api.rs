@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     queue::SharedQueue,
     resolver::Resolver,
-    store::{Recording, SharedStore},
+    store::SharedStore,
     tool::SharedToolApi,
 };
 
@@ -88,7 +88,7 @@ pub(super) async fn bind(
     let resolver = tool_api.clone().map(|api| Resolver::new(api, options::resolver(config)));
     let lease = Duration::from_secs(config.worker.lease_secs);
     let lanes = config.queues.keys().cloned().collect();
-    let records_events = config.events.record == Recording::All;
+    let records_events = config.records_events();
     let sends_callbacks = config.callbacks.enabled;
     let parts = Parts {
         store,

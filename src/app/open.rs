@@ -16,7 +16,7 @@ use crate::{
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
     store::{
-        Recording, SharedStore,
+        SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -35,7 +35,7 @@ const MAX_POOLED_CALLS: usize = 4_096;
 /// The store that the configuration names; an error if its address cannot be used.
 pub fn open_store(config: &Config) -> Result<SharedStore> {
     let url = config.store.url.expose_secret();
-    let records_events = config.events.record == Recording::All;
+    let records_events = config.records_events();
     if let Some(path) = url.strip_prefix("sqlite://") {
         let options =
             SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system(), records_events };

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     job::{BatchId, JobId, Principal},
-    store::{Event, EventsAfter, EventsOf, Recording, SharedStore},
+    store::{Event, EventsAfter, EventsOf, SharedStore},
 };
 
 const EXAMPLES: &str = "\
@@ -96,8 +96,10 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     };
     let store = setup.store()?;
     let whose = args.owner.owner()?.map_or(Principal::Operator, Principal::Owner);
-    if setup.config().events.record == Recording::Off {
-        output::note("events.record is \"off\" here; there are events only of what records them");
+    if !setup.config().records_events() {
+        output::note(
+            "no events are recorded here (events.record); there are events only of what records them",
+        );
     }
     let reader = Reader { store: &store, whose, of };
     let done = if args.follow {

@@ -33,8 +33,8 @@ pub(super) fn check(
     relations.owners_keep_no_longer();
     relations.a_certificate_has_its_key();
     relations.roles_are_of_postgresql();
-    relations.published_events_are_recorded();
-    relations.called_events_are_recorded();
+    relations.events_that_are_sent_are_recorded();
+    relations.no_lane_is_named_like_the_exchange();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -118,35 +118,32 @@ impl Relations<'_> {
         }
     }
 
-    fn published_events_are_recorded(&mut self) {
-        let exchange = self.settings.0.get(&Key::new("events.exchange"));
-        let is_on = exchange.and_then(|setting| setting.value.as_bool()) == Some(true);
+    fn events_that_are_sent_are_recorded(&mut self) {
         let is_off =
             !self.mistaken.contains(&Key::new("events.record")) && self.text("events.record") == "off";
-        if is_on && is_off {
-            let message =
-                "`events.exchange` is true, and `events.record` is \"off\": there are no events to publish";
-            self.report("events.exchange", message.to_owned());
+        for (listener, to_do) in [("events.exchange", "publish"), ("callbacks.enabled", "send")] {
+            if is_off && self.is_on(listener) {
+                let message = format!(
+                    "`{listener}` is true, and `events.record` is \"off\": there are no events to {to_do}"
+                );
+                self.report(listener, message);
+            }
         }
-        // Permissions of the broker are by name, whatever has it.
+    }
+
+    /// Permissions of the broker are by name, whatever has it.
+    fn no_lane_is_named_like_the_exchange(&mut self) {
         let lane = "queues.events.concurrency";
-        if is_on && self.settings.0.contains_key(&Key::new(lane)) {
+        if self.is_on("events.exchange") && self.settings.0.contains_key(&Key::new(lane)) {
             let message = "`queues.events` is a lane whose queue has the name of the exchange for events (`events.exchange`), so that \
                            whoever may read events could take its jobs; give the lane another name";
             self.report(lane, message.to_owned());
         }
     }
 
-    fn called_events_are_recorded(&mut self) {
-        let enabled = self.settings.0.get(&Key::new("callbacks.enabled"));
-        let is_on = enabled.and_then(|setting| setting.value.as_bool()) == Some(true);
-        let is_off =
-            !self.mistaken.contains(&Key::new("events.record")) && self.text("events.record") == "off";
-        if is_on && is_off {
-            let message =
-                "`callbacks.enabled` is true, and `events.record` is \"off\": there are no events to send";
-            self.report("callbacks.enabled", message.to_owned());
-        }
+    fn is_on(&self, name: &str) -> bool {
+        let setting = self.settings.0.get(&Key::new(name));
+        setting.and_then(|setting| setting.value.as_bool()) == Some(true)
     }
 
     fn lanes_have_a_concurrency(&mut self, lanes: &BTreeMap<Key, Origin>) {

@@ -98,6 +98,15 @@ impl Config {
         if missing.is_empty() { Ok(()) } else { Err(AllMissing(missing)) }
     }
 
+    /// Whether this process records the events of what it writes.
+    pub fn records_events(&self) -> bool {
+        match self.events.record {
+            Recording::Off => false,
+            Recording::Listeners => self.events.exchange || self.callbacks.enabled,
+            Recording::All => true,
+        }
+    }
+
     pub fn has_amqp(&self) -> bool {
         !self.amqp.url.expose_secret().is_empty()
     }

@@ -20,9 +20,11 @@ use crate::{
 pub(super) const PLACED_TOGETHER: i64 = 5_000;
 
 string_enum! {
-    /// Which events are recorded.
+    /// When events are recorded.
     Recording {
         Off = "off",
+        /// Where errand itself sends them on.
+        Listeners = "listeners",
         All = "all",
     }
 }

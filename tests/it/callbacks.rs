@@ -30,11 +30,8 @@ use crate::{
 };
 
 /// What workers and APIs are told that send callbacks, also to receivers on this host.
-pub(crate) const SENDS: [(&str, &str); 3] = [
-    ("ERRAND__EVENTS__RECORD", "all"),
-    ("ERRAND__CALLBACKS__ENABLED", "true"),
-    ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8"),
-];
+pub(crate) const SENDS: [(&str, &str); 2] =
+    [("ERRAND__CALLBACKS__ENABLED", "true"), ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8")];
 
 /// A request as a receiver got it.
 #[derive(Debug, Clone)]

@@ -173,23 +173,28 @@ fn relations_are_checked_with_their_reason() {
 }
 
 #[test]
-fn events_are_published_only_where_they_are_recorded_and_no_lane_has_the_name_of_their_exchange() {
-    let [exchange, records, lane] = [
-        ("ERRAND__EVENTS__EXCHANGE", "true"),
-        ("ERRAND__EVENTS__RECORD", "all"),
-        ("ERRAND__QUEUES__EVENTS__CONCURRENCY", "5"),
-    ];
-    let in_a_file = with_file("[events]\nexchange = true\nrecord = \"off\"\n", &[]);
-    for mistake in [only_mistake(with_env(&[exchange])), only_mistake(in_a_file)] {
-        assert!(mistake.contains("`events.exchange`") && mistake.contains("`events.record`"), "{mistake}");
+fn events_are_recorded_where_they_are_sent_or_all_are_asked_for_and_never_sent_where_they_are_not() {
+    let record = |what| ("ERRAND__EVENTS__RECORD", what);
+    let listeners = [("ERRAND__EVENTS__EXCHANGE", "true"), ("ERRAND__CALLBACKS__ENABLED", "true")];
+    let records = |env: &[(&str, &str)]| with_env(env).unwrap().config.records_events();
+    assert!(!records(&[]) && records(&[record("all")]) && !records(&[record("off")]));
+    for (listener, key) in listeners.into_iter().zip(["events.exchange", "callbacks.enabled"]) {
+        assert!(records(&[listener]) && records(&[listener, record("all")]), "{key}");
+        let mistake = only_mistake(with_env(&[listener, record("off")]));
+        assert!(mistake.contains(&format!("`{key}`")) && mistake.contains("`events.record`"), "{mistake}");
+        // What is wrong by itself is told once.
+        only_mistake(with_env(&[listener, record("some")]));
     }
-    // What is wrong by itself is told once.
-    only_mistake(with_env(&[exchange, ("ERRAND__EVENTS__RECORD", "some")]));
     only_mistake(with_env(&[("ERRAND__EVENTS__EXCHANGE", "errand.events")]));
-    let mistake = only_mistake(with_env(&[exchange, records, lane]));
+}
+
+#[test]
+fn no_lane_has_the_name_of_the_exchange_for_events() {
+    let [exchange, lane] =
+        [("ERRAND__EVENTS__EXCHANGE", "true"), ("ERRAND__QUEUES__EVENTS__CONCURRENCY", "5")];
+    let mistake = only_mistake(with_env(&[exchange, lane]));
     assert!(mistake.contains("`queues.events`") && mistake.contains("`events.exchange`"), "{mistake}");
-    assert!(with_env(&[exchange, records]).unwrap().config.events.exchange);
-    assert!(!with_env(&[records, lane]).unwrap().config.events.exchange);
+    assert!(with_env(&[lane]).is_ok());
 }
 
 #[test]

@@ -30,8 +30,7 @@ const SCHEMA: &str = include_str!("../../docs/event.schema.json");
 const EXCHANGE: &str = "errand.events";
 
 /// What a worker is told that publishes events.
-pub(crate) const PUBLISHES: [(&str, &str); 2] =
-    [("ERRAND__EVENTS__RECORD", "all"), ("ERRAND__EVENTS__EXCHANGE", "true")];
+pub(crate) const PUBLISHES: [(&str, &str); 1] = [("ERRAND__EVENTS__EXCHANGE", "true")];
 
 pub(crate) const SENT: &str = "errand_event_messages_total{result=\"sent\"}";
 pub(crate) const WAITING: &str = "errand_events_to_publish";
@@ -310,7 +309,7 @@ async fn the_events_of_hundreds_of_jobs_come_once_and_in_the_order_of_each_job_a
 async fn of_several_workers_one_publishes_and_when_it_dies_or_stops_the_next_goes_on() {
     let harness = Harness::new("exchange-turns", "").await;
     let lease = [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "10")];
-    let settings = [PUBLISHES, lease].concat();
+    let settings = [&PUBLISHES[..], &lease[..]].concat();
     let mut first = harness.worker(&settings).await;
     begins(&harness).await;
     let mut second = harness.worker(&settings).await;

@@ -16,10 +16,10 @@ const OWNER: [&str; 2] = ["--owner", "org:org-7"];
 const URL: &str = "https://app.example.com/hooks/path?a=b";
 
 /// What callbacks need to be sent.
-const SENDS: [(&str, &str); 2] = [("ERRAND__EVENTS__RECORD", "all"), ("ERRAND__CALLBACKS__ENABLED", "true")];
+const SENDS: (&str, &str) = ("ERRAND__CALLBACKS__ENABLED", "true");
 
 fn sending() -> Place {
-    SENDS.iter().fold(Place::with_database(), |place, (name, value)| place.set(name, value))
+    Place::with_database().set(SENDS.0, SENDS.1)
 }
 
 fn callbacks(place: &Place, command: &[&str]) -> Ran {
@@ -237,7 +237,7 @@ async fn a_server_that_sends_nothing_takes_no_url() {
     let env = [("DATABASE_URL".to_owned(), place.env["DATABASE_URL"].clone())];
     let api = Api::start(&env).await;
     let set = [&["--server", &api.base, "callbacks", "set"], &OWNER[..], &["--url", URL]].concat();
-    Terminal::new().fails(&set, 1, "events.record is \"off\"");
+    Terminal::new().fails(&set, 1, "callbacks.enabled is false");
     let missing = ["--server", &api.base, "callbacks", "deliveries", "--owner", NOBODY];
     Terminal::new().fails(&missing, 2, "write user:ID or org:ID");
 }

@@ -73,7 +73,7 @@ fn where_nothing_is_recorded_it_is_said() {
     let id = place.enqueue(&[]);
     place.run(&["jobs", "cancel", &id]).succeeds();
     let ran = place.run(&["events"]).succeeds();
-    assert!(ran.err.contains("events.record is \"off\" here"), "{ran:?}");
+    assert!(ran.err.contains("no events are recorded here"), "{ran:?}");
     assert!(ran.out.is_empty(), "{ran:?}");
 }
 

@@ -82,11 +82,8 @@ async fn rate(environment: &Environment, url: &str, events: i64, dead: Option<(&
         environment.store.wait_for(dead, waiting).await?;
     }
     environment.store.call(url, events).await?;
-    let settings = [
-        ("ERRAND__EVENTS__RECORD", "all"),
-        ("ERRAND__CALLBACKS__ENABLED", "true"),
-        ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8"),
-    ];
+    let settings =
+        [("ERRAND__CALLBACKS__ENABLED", "true"), ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8")];
     let mut worker = environment.start_with(&this_program()?, Role::Worker, &[], &settings)?;
     let begun = Instant::now();
     let rate = loop {
