@@ -20,7 +20,7 @@ use crate::{
     job::{Principal, WorkerId},
     queue::{Address, Message, Properties, QueueError, SharedQueue},
     services::Services,
-    store::{Event, EventKind, EventListener, EventsAfter, EventsOf, SharedStore, StoreError, Task},
+    store::{Event, EventKind, EventListener, EventsAfter, EventsOf, Heard, SharedStore, StoreError, Task},
     task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
 };
@@ -48,18 +48,14 @@ pub struct EventPublisher {
     store: SharedStore,
     queue: SharedQueue,
     lease: TaskLease,
-    /// Whether it is known where the first one of all workers began.
-    has_begun: bool,
-    /// `None` where only the store knows.
+    /// `None` where this worker has published nothing yet, or not lately.
     published: Option<Published>,
 }
 
-/// What is published.
-#[derive(Debug)]
+/// What is published beyond the position up to which all is.
+#[derive(Debug, Default)]
 struct Published {
-    /// Everything up to this position.
-    up_to: u64,
-    /// Events behind it, which one that the broker does not take keeps from counting.
+    /// Events that one before them, which the broker does not take, keeps from counting.
     beyond: HashSet<u64>,
     /// For routing keys of which some were not taken, how many are offered together at most: one, and ever more when that is taken.
     /// Where one queue refuses an event, all others that it is for have it, and get it again each time that it is offered.
@@ -80,7 +76,7 @@ impl EventPublisher {
     pub fn new(services: &Services, worker: WorkerId) -> Self {
         let Services { store, queue, .. } = services.clone();
         let lease = TaskLease::new(store.clone(), Task::PublishEvents, worker);
-        Self { store, queue, lease, has_begun: false, published: None }
+        Self { store, queue, lease, published: None }
     }
 
     /// Publishes until `stop`.
@@ -133,45 +129,42 @@ impl EventPublisher {
     /// The store does not answer. What was published and could not be noted is not published again by this process, unless the store
     /// was gone meanwhile.
     async fn run_once(&mut self) -> Result<Round, StoreError> {
-        if !self.has_begun {
-            // Whoever has the task: what happens from now on is to be published.
-            self.store.heard(EventListener::Exchange).await?;
-            self.has_begun = true;
-        }
+        // Whoever has the task: what happens from the first round on is to be published.
+        let Heard { up_to: published_to, last } = self.store.heard(EventListener::Exchange).await?;
         if !self.lease.is_held().await? {
             self.published = None;
             metrics::EVENTS_TO_PUBLISH.set([], 0.0);
             return Ok(Round::NotOurs);
         }
-        let last = self.store.last_event().await?;
+        let events = last.saturating_sub(published_to);
+        metrics::EVENTS_TO_PUBLISH.set([], events as f64);
         let published = match &mut self.published {
             Some(published) => published,
             none => {
-                let up_to = self.store.heard(EventListener::Exchange).await?;
                 // So that queues can be bound to it before the first event.
                 if let Err(error) = self.queue.check_events().await {
-                    let events = last.saturating_sub(up_to);
-                    metrics::EVENTS_TO_PUBLISH.set([], events as f64);
                     metrics::EVENT_MESSAGES.add(["failed"], events.min(1));
                     return Ok(Round::Failed(error));
                 }
-                none.insert(Published { up_to, beyond: HashSet::new(), few: HashMap::new() })
+                none.insert(Published::default())
             }
         };
-        metrics::EVENTS_TO_PUBLISH.set([], last.saturating_sub(published.up_to) as f64);
-        if last == published.up_to {
+        if last == published_to {
             return Ok(Round::Done);
         }
-        let behind =
-            self.store.events(&Principal::Operator, EventsOf::All, Some(published.up_to), PAGE).await?;
+        let behind = self.store.events(&Principal::Operator, EventsOf::All, Some(published_to), PAGE).await?;
         let (failed, up_to) = match behind {
             EventsAfter::Are { events, next } => {
                 let failed = published.publish(&self.queue, &events).await;
                 (failed, published.up_to_with(&events, next))
             }
             EventsAfter::Removed { up_to } => {
-                let sent = published.beyond.iter().filter(|position| **position <= up_to).count() as u64;
-                let events = up_to - published.up_to - sent;
+                let sent = published
+                    .beyond
+                    .iter()
+                    .filter(|position| (published_to + 1..=up_to).contains(position))
+                    .count() as u64;
+                let events = up_to - published_to - sent;
                 metrics::EVENT_MESSAGES.add(["passed_over"], events);
                 tracing::error!(
                     events,
@@ -186,9 +179,8 @@ impl EventPublisher {
                 return Ok(Round::Done);
             }
         };
-        if up_to > published.up_to {
+        if up_to > published_to {
             self.store.note_heard(EventListener::Exchange, up_to).await?;
-            published.up_to = up_to;
             published.beyond.retain(|position| *position > up_to);
         }
         Ok(match failed {
@@ -251,6 +243,9 @@ impl Published {
 
     /// Those of a wave that are offered now, and whether these are all.
     fn offered<'a>(&self, open: Vec<(String, &'a Event)>) -> (Vec<(String, &'a Event)>, bool) {
+        if self.few.is_empty() {
+            return (open, true);
+        }
         let all = open.len();
         let mut counts = HashMap::<String, usize>::new();
         let offered: Vec<_> = open

@@ -92,8 +92,8 @@ pub trait Events: fmt::Debug + Send + Sync {
     /// The last position that was given; 0 before the first.
     async fn last_event(&self) -> Result<u64>;
 
-    /// Up to which position a listener was given all events.
-    async fn heard(&self, listener: EventListener) -> Result<u64>;
+    /// How far a listener has come.
+    async fn heard(&self, listener: EventListener) -> Result<Heard>;
 
     /// Notes that a listener was given all events up to a position. One that is earlier than it has come changes nothing.
     async fn note_heard(&self, listener: EventListener, up_to: u64) -> Result<()>;
@@ -103,6 +103,15 @@ pub trait Events: fmt::Debug + Send + Sync {
 
     /// Removes up to `limit` of an owner's events. Returns how many.
     async fn remove_events_of(&self, owner: &Owner, limit: usize) -> Result<u64>;
+}
+
+/// How far a listener has come, as positions of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Heard {
+    /// It was given all events up to this one.
+    pub up_to: u64,
+    /// The last one that was given to an event.
+    pub last: u64,
 }
 
 /// Which events are asked for, of those that somebody may see.

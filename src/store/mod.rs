@@ -87,7 +87,7 @@ pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
 pub use events::{
-    Event, EventJson, EventKind, EventListener, Events, EventsAfter, EventsOf, PlacedEvent, Recording,
+    Event, EventJson, EventKind, EventListener, Events, EventsAfter, EventsOf, Heard, PlacedEvent, Recording,
 };
 pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};

@@ -36,8 +36,8 @@ use crate::{
     job::{CallbackUrl, JobId, Owner, WorkerId},
     services::Services,
     store::{
-        CallbackAnswer, CalledJob, DueDelivery, EventListener, EventsAfter, SharedStore, StoreError, Task,
-        TriedDelivery,
+        CallbackAnswer, CalledJob, DueDelivery, EventListener, EventsAfter, Heard, SharedStore, StoreError,
+        Task, TriedDelivery,
     },
     task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
@@ -76,8 +76,6 @@ pub struct CallbackSender {
     clock: SharedClock,
     client: Arc<CallbackClient>,
     lease: TaskLease,
-    /// Whether it is known where the first one of all workers began.
-    has_begun: bool,
     receivers: Receivers,
     sending: JoinSet<Result<Answer, SendError>>,
     /// What is being sent, by its task.
@@ -116,7 +114,6 @@ impl CallbackSender {
             clock,
             client,
             lease,
-            has_begun: false,
             receivers: Receivers::default(),
             sending: JoinSet::new(),
             on_their_way: HashMap::new(),
@@ -173,11 +170,8 @@ impl CallbackSender {
     /// # Errors
     /// The store does not answer. What was answered is noted the next time.
     async fn turn(&mut self) -> Result<Turn, StoreError> {
-        if !self.has_begun {
-            // Whoever has the task: what happens from now on is to be sent.
-            self.store.heard(EventListener::Callbacks).await?;
-            self.has_begun = true;
-        }
+        // Whoever has the task: what happens from the first turn on is to be sent.
+        let heard = self.store.heard(EventListener::Callbacks).await?;
         let mut has_changed = false;
         while let Some(joined) = self.sending.try_join_next_with_id() {
             self.take(joined);
@@ -189,7 +183,7 @@ impl CallbackSender {
             metrics::CALLBACK_EVENTS.set([], 0.0);
             return Ok(if self.sending.is_empty() { Turn::NotOurs } else { Turn::Busy });
         }
-        let added = self.add().await?;
+        let added = self.add(heard).await?;
         if has_changed || added.any || self.look_at <= Instant::now() {
             self.look_at = Instant::now() + LOOK_FOR_DUE;
             // What did not fit is looked for again at once.
@@ -206,9 +200,8 @@ impl CallbackSender {
     }
 
     /// Adds deliveries of the next events.
-    async fn add(&mut self) -> Result<Added, StoreError> {
-        let last = self.store.last_event().await?;
-        let added_to = self.store.heard(EventListener::Callbacks).await?;
+    async fn add(&mut self, heard: Heard) -> Result<Added, StoreError> {
+        let Heard { up_to: added_to, last } = heard;
         metrics::CALLBACK_EVENTS.set([], last.saturating_sub(added_to) as f64);
         if last <= added_to {
             return Ok(Added { any: false, more: false });

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
     job::{Owner, Principal},
     store::{
-        EventListener, Events, EventsAfter, EventsOf, Result, StoreError,
+        EventListener, Events, EventsAfter, EventsOf, Heard, Result, StoreError,
         columns::PrincipalColumns,
         convert::{micros, to_limit},
         events::{PLACED_TOGETHER, Positions, events_after, to_position},
@@ -52,7 +53,9 @@ statements! { Postgres:
     events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
     where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit {limit}";
 
-    heard(listener: &str) = "select position from event_listeners where name = {listener}";
+    heard(listener: &str) = "select last, removed, (select id from event_inbox order by id limit 1) is not null as is_anything_new,
+        (select position from event_listeners where name = {listener}) as up_to
+    from event_positions";
 
     /// The first of several processes that begin says where.
     begin_to_listen(listener: &str, last: i64) = "insert into event_listeners (name, position) values ({listener}, {last})
@@ -103,13 +106,18 @@ impl Events for PostgresStore {
         Ok(self.place_events().await?.last)
     }
 
-    async fn heard(&self, listener: EventListener) -> Result<u64> {
+    async fn heard(&self, listener: EventListener) -> Result<Heard> {
         loop {
-            if let Some(found) = self.other.fetch_first(sql::heard(listener.as_str())).await? {
-                return found.total("position");
+            let found = self.other.fetch_first(sql::heard(listener.as_str())).await?;
+            let found = found.ok_or_else(|| StoreError::corrupt("event_positions"))?;
+            let last = match unless_new(&found)? {
+                Some(positions) => positions.last,
+                None => self.place_events().await?.last,
+            };
+            if found.read::<Option<i64>>("up_to")?.is_some() {
+                return Ok(Heard { up_to: found.total("up_to")?, last });
             }
-            let last = to_position(self.last_event().await?);
-            self.other.fetch(sql::begin_to_listen(listener.as_str(), last)).await?;
+            self.other.fetch(sql::begin_to_listen(listener.as_str(), to_position(last))).await?;
         }
     }
 
@@ -158,12 +166,16 @@ impl PostgresStore {
     /// The positions, if there is nothing without one.
     async fn placed(&self) -> Result<Option<Positions>> {
         let found = self.other.fetch_first(sql::positions()).await?;
-        let found = found.ok_or_else(|| StoreError::corrupt("event_positions"))?;
-        if found.read("is_anything_new")? { Ok(None) } else { Positions::read(&found).map(Some) }
+        unless_new(&found.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }
 
     pub(super) async fn positions(&self) -> Result<Positions> {
         let positions = self.other.fetch_first(sql::positions()).await?;
         Positions::read(&positions.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }
+}
+
+/// The positions, if there is nothing without one.
+fn unless_new(row: &PgRow) -> Result<Option<Positions>> {
+    if row.read("is_anything_new")? { Ok(None) } else { Positions::read(row).map(Some) }
 }

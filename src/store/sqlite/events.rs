@@ -10,7 +10,7 @@ use super::SqliteStore;
 use crate::{
     job::{BatchId, JobId, Owner, Principal},
     store::{
-        EventKind, EventListener, Events, EventsAfter, EventsOf, Result, StoreError,
+        EventKind, EventListener, Events, EventsAfter, EventsOf, Heard, Result, StoreError,
         columns::PrincipalColumns,
         convert::{micros, to_limit},
         events::{Positions, events_after, to_position},
@@ -44,7 +44,8 @@ statements! { Sqlite:
     events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
     where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit +{limit}";
 
-    heard(listener: &str) = "select position from event_listeners where name = {listener}";
+    heard(listener: &str) = "select coalesce((select seq from sqlite_sequence where name = 'events'), 0) as last,
+        (select position from event_listeners where name = {listener}) as up_to";
 
     begin_to_listen(listener: &str, last: i64) = "insert into event_listeners (name, position) values ({listener}, {last})
     on conflict do nothing";
@@ -129,14 +130,16 @@ impl Events for SqliteStore {
         Ok(self.positions().await?.last)
     }
 
-    async fn heard(&self, listener: EventListener) -> Result<u64> {
+    async fn heard(&self, listener: EventListener) -> Result<Heard> {
+        let name = listener.as_str();
         loop {
-            if let Some(found) = self.reader.fetch_first(sql::heard(listener.as_str())).await? {
-                return found.total("position");
+            let found = self.reader.fetch_first(sql::heard(name)).await?;
+            let found = found.ok_or_else(|| StoreError::corrupt("event_listeners"))?;
+            let last = found.total("last")?;
+            if found.read::<Option<i64>>("up_to")?.is_some() {
+                return Ok(Heard { up_to: found.total("up_to")?, last });
             }
-            let last = to_position(self.last_event().await?);
-            let name = listener.as_str();
-            self.write_one(move |_| sql::begin_to_listen(name, last)).await?;
+            self.write_one(move |_| sql::begin_to_listen(name, to_position(last))).await?;
         }
     }
 

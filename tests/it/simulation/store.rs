@@ -26,9 +26,9 @@ use errand::{
         Bind, By, Callback, CallbackAnswer, Callbacks, CalledEvent, CalledJob, Census, Change, ChangeFilter,
         Changes, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided,
         Decider, Delivery, DeliveryFilter, Due, DueDelivery, Edited, EventListener, Events, EventsAfter,
-        EventsOf, Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, InboxEntry, Inserted,
-        JobControl, JobDecision, JobFilter, JobInbox, JobLists, JobView, Jobs, Leases, Looked, LostJob,
-        MadeAction, Migrated, NewAction, NewBatch, NewDelivery, OldJob, OldMessage, OtherId, Page,
+        EventsOf, Finding, Finish, Finished, Finishes, Glance, Heard, History, HistoryEntry, InboxEntry,
+        Inserted, JobControl, JobDecision, JobFilter, JobInbox, JobLists, JobView, Jobs, Leases, Looked,
+        LostJob, MadeAction, Migrated, NewAction, NewBatch, NewDelivery, OldJob, OldMessage, OtherId, Page,
         PausedQueue, Pauses, Pins, Place, Publications, PutOff, Recovery, Rejected, RejectedFilter,
         RejectedView, Rejections, Repeat, Retention, Schema, Secrets, SeenJob, Step, Store, StoreError,
         StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, Task, TriedDelivery, UsedKey, Which,
@@ -489,7 +489,7 @@ pass_on!(JobInbox {
 pass_on!(Events {
     fn events(&self, &principal: Principal, of: EventsOf, after: Option<u64>, limit: usize) -> EventsAfter;
     fn last_event(&self) -> u64;
-    fn heard(&self, listener: EventListener) -> u64;
+    fn heard(&self, listener: EventListener) -> Heard;
     fn note_heard(&self, listener: EventListener, up_to: u64) -> ();
     fn remove_events(&self, age: Duration, limit: usize) -> u64;
     fn remove_events_of(&self, &owner: Owner, limit: usize) -> u64;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use errand::store::EventListener;
+use errand::store::{EventListener, Heard};
 
 use super::{
     TestStore,
@@ -19,7 +19,7 @@ impl TestStore {
         let [heard, other] = [&self.store, &self.other].map(|store| store.heard(EXCHANGE));
         let (heard, other) = (heard.await.unwrap(), other.await.unwrap());
         assert_eq!(heard, other);
-        heard
+        heard.up_to
     }
 }
 
@@ -28,7 +28,7 @@ on_every_backend!(a_listener_begins_behind_the_events_that_there_are_when_it_is_
         t.execute("delete from event_listeners").await;
         // Nobody has read them, so that they may have no positions yet.
         t.call_off(earlier).await;
-        let begin = t.store.heard(EXCHANGE).await.unwrap();
+        let begin = t.store.heard(EXCHANGE).await.unwrap().up_to;
         t.call_off(2).await;
         assert_eq!(t.heard().await, begin, "it is not asked for the first time any more");
         let events = all(&t).await;
@@ -51,8 +51,10 @@ on_every_backend!(a_listener_goes_forward_only_whoever_notes_how_far_it_has_come
         store.note_heard(EXCHANGE, up_to).await.unwrap();
         assert_eq!(t.heard().await, heard, "after {up_to}");
     }
-    assert_eq!(t.store.last_event().await.unwrap(), at[6], "it is about the listener alone");
-    assert_eq!(positions(&all(&t).await), at);
+    t.call_off(1).await;
+    let ahead = Heard { up_to: at[6], last: at[6] + 1 };
+    assert_eq!(t.other.heard(EXCHANGE).await.unwrap(), ahead, "one that nobody has read is told of, too");
+    assert_eq!(positions(&all(&t).await)[..7], at);
 });
 
 on_every_backend!(processes_that_begin_or_note_at_once_agree, async |t| {
@@ -61,7 +63,7 @@ on_every_backend!(processes_that_begin_or_note_at_once_agree, async |t| {
     let asked: Vec<_> = (0..8)
         .map(|n| {
             let store = one_of(n);
-            tokio::spawn(async move { store.heard(EXCHANGE).await.unwrap() })
+            tokio::spawn(async move { store.heard(EXCHANGE).await.unwrap().up_to })
         })
         .collect();
     // Meanwhile more happens.
