@@ -361,7 +361,7 @@ pub(super) const OWN_URL: &str =
 pub(super) fn called(rows: &[impl StoreRow]) -> Vec<CalledEvent> {
     let read = |row: &_| {
         let urls: [Option<String>; 2] =
-            [StoreRow::read(row, "subject_url")?, StoreRow::read(row, "owner_url")?];
+            [StoreRow::read(row, "callback_url")?, StoreRow::read(row, "owner_url")?];
         let mut urls: Vec<String> = urls.into_iter().flatten().collect();
         urls.dedup();
         Ok(CalledEvent { event: event(row)?, urls })

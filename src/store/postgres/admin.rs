@@ -53,6 +53,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (27, "enqueue_function", include_str!("../../../migrations/postgres/0027_enqueue_function.sql")),
     (28, "tasks", include_str!("../../../migrations/postgres/0028_tasks.sql")),
     (29, "callbacks", include_str!("../../../migrations/postgres/0029_callbacks.sql")),
+    (30, "event_callbacks", include_str!("../../../migrations/postgres/0030_event_callbacks.sql")),
 ];
 
 statements! { Postgres:

@@ -164,7 +164,7 @@ statements! { Postgres:
         events = events + 1
     where id = {id} and generation = {generation} and completed_at is null and sealed_at is not null and doing is null
         and not exists (select 1 from batch_parts p where p.batch_id = {id} and not p.is_closed)
-    returning id, owner_kind, owner_id, events, 'batch.completed' as event),
+    returning id, owner_kind, owner_id, events, callback_url, 'batch.completed' as event),
     {record_batch_event}
     select id from changed";
 

@@ -62,16 +62,9 @@ statements! { Postgres:
     where {may_see} and url is not null and (owner_kind, owner_id) > ({behind_kind}, {behind_id})
     order by owner_kind, owner_id limit {limit}";
 
-    /// Each job is looked up by its ID, whatever the planner believes. It may be another one's by now.
-    called(after: i64, up_to: i64) = "select e.*, coalesce(j.callback_url, b.callback_url) as subject_url, c.url as owner_url
-    from events e
-    left join lateral (select callback_url from jobs where jobs.id = e.job_id
-        and owner_kind = e.owner_kind and owner_id = e.owner_id and created_at <= e.at offset 0) j on true
-    left join lateral (select callback_url from batches where batches.id = e.batch_id and e.job_id is null
-        and owner_kind = e.owner_kind and owner_id = e.owner_id offset 0) b on true
-    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
-    where e.position > {after} and e.position <= {up_to} and e.owner_id is not null
-        and (j.callback_url is not null or b.callback_url is not null or c.url is not null)
+    called(after: i64, up_to: i64) = "select e.*, c.url as owner_url
+    from events e left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
+    where e.position > {after} and e.position <= {up_to} and e.owner_id is not null and (e.callback_url is not null or c.url is not null)
     order by e.position";
 
     /// A receiver that is left alone for a while is not asked before that. What comes after one that waits, waits as long.
@@ -150,7 +143,7 @@ statements! { Postgres:
     recorded_events as (
         insert into event_inbox ({inbox})
         select array['callback.disabled'], array[events], array[null::uuid], array[null::uuid], array[owner_kind], array[owner_id], array[null],
-            array[null], array[null], array[null::integer], array[null], array[null]
+            array[null], array[null], array[null::integer], array[null], array[null], array[null]
         from changed where {record} and disabled_at is not null)
     select 1 from changed where disabled_at is not null";
 

@@ -31,11 +31,11 @@ statements! { Postgres:
     taken as (delete from event_inbox where id in (select id from first where before < {limit}) returning *),
     placed as (
         insert into events (position, at, kind, sequence, job_id, batch_id, owner_kind, owner_id, tool, toolkit, queue, attempt,
-            held_reason, error_kind)
+            held_reason, error_kind, callback_url)
         select {last} + row_number() over (order by t.id, e.place), t.at, e.kind, e.sequence, e.job_id, e.batch_id, e.owner_kind,
-            e.owner_id, e.tool, e.toolkit, e.queue, e.attempt, e.held_reason, e.error_kind
+            e.owner_id, e.tool, e.toolkit, e.queue, e.attempt, e.held_reason, e.error_kind, e.callback_url
         from taken t cross join lateral unnest({inbox}) with ordinality as e (kind, sequence, job_id, batch_id, owner_kind, owner_id,
-            tool, toolkit, queue, attempt, held_reason, error_kind, place)
+            tool, toolkit, queue, attempt, held_reason, error_kind, callback_url, place)
         returning 1),
     moved as (update event_positions set last = last + (select count(*) from placed) where exists (select 1 from placed))
     select count(*) as events from placed";

@@ -55,12 +55,12 @@ impl Dialect for Postgres {
         (
             "event of j",
             "j.id, j.events, j.batch_id, j.owner_kind, j.owner_id, j.tool, coalesce(j.toolkit, j.waits_for) as event_toolkit, j.queue,
-            j.attempt as event_attempt, j.state, j.held_reason, j.error_kind",
+            j.attempt as event_attempt, j.state, j.held_reason, j.error_kind, j.callback_url",
         ),
         (
             "event of jobs",
             "id, events, batch_id, owner_kind, owner_id, tool, coalesce(toolkit, waits_for) as event_toolkit, queue,
-            attempt as event_attempt, state, held_reason, error_kind",
+            attempt as event_attempt, state, held_reason, error_kind, callback_url",
         ),
         ("end of j", "case when j.state in ('succeeded', 'failed', 'cancelled', 'held') then 'job.' || j.state end"),
         ("end of jobs", "case when state in ('succeeded', 'failed', 'cancelled', 'held') then 'job.' || state end"),
@@ -71,7 +71,7 @@ impl Dialect for Postgres {
             insert into event_inbox ({inbox})
             select array_agg(event), array_agg(events), array_agg(id), array_agg(batch_id), array_agg(owner_kind), array_agg(owner_id),
                 array_agg(tool), array_agg(event_toolkit), array_agg(queue), array_agg(event_attempt), array_agg(held_reason),
-                array_agg(error_kind)
+                array_agg(error_kind), array_agg(callback_url)
             from changed where {record} and event is not null having count(*) > 0)",
         ),
         // The same of the batch that it changed.
@@ -80,12 +80,12 @@ impl Dialect for Postgres {
             "recorded_events as (
             insert into event_inbox ({inbox})
             select array[event], array[events], array[null::uuid], array[id], array[owner_kind], array[owner_id], array[null], array[null],
-                array[null], array[null::integer], array[null], array[null]
+                array[null], array[null::integer], array[null], array[null], array[callback_url]
             from changed where {record} and event is not null)",
         ),
         (
             "inbox",
-            "kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues, attempts, held_reasons, error_kinds",
+            "kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues, attempts, held_reasons, error_kinds, callback_urls",
         ),
         ("is_first_of_subject", IS_FIRST_OF_SUBJECT),
         // What signs for the owner of a callback `c`.

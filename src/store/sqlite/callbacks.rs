@@ -56,13 +56,9 @@ statements! { Sqlite:
     order by owner_kind, owner_id limit +{limit}";
 
     /// An ID may be another one's by now.
-    called(after: i64, up_to: i64) = "select e.*, coalesce(j.callback_url, b.callback_url) as subject_url, c.url as owner_url
-    from events e
-    left join jobs j on j.id = e.job_id and j.owner_kind = e.owner_kind and j.owner_id = e.owner_id and j.created_at <= e.at
-    left join batches b on b.id = e.batch_id and e.job_id is null and b.owner_kind = e.owner_kind and b.owner_id = e.owner_id
-    left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
-    where e.position > {after} and e.position <= {up_to} and e.owner_id is not null
-        and (j.callback_url is not null or b.callback_url is not null or c.url is not null)
+    called(after: i64, up_to: i64) = "select e.*, c.url as owner_url
+    from events e left join callbacks c on c.owner_kind = e.owner_kind and c.owner_id = e.owner_id and c.set_at <= e.at
+    where e.position > {after} and e.position <= {up_to} and e.owner_id is not null and (e.callback_url is not null or c.url is not null)
     order by e.position";
 
     is_disabled(owner_kind: &str, owner_id: &str, url: &str) = "select 1 from callbacks

@@ -22,13 +22,13 @@ use crate::{
 statements! { Sqlite:
     /// Without a word, that of the state, if that is an end or `held`.
     record(id: Uuid, now: i64, word: Option<&str>) = "insert into events (at, kind, sequence, job_id, batch_id, owner_kind, owner_id, tool,
-        toolkit, queue, attempt, held_reason, error_kind)
+        toolkit, queue, attempt, held_reason, error_kind, callback_url)
     select {now}, coalesce({word}, 'job.' || state), events, id, batch_id, owner_kind, owner_id, tool, coalesce(toolkit, waits_for), queue,
-        attempt, held_reason, error_kind
+        attempt, held_reason, error_kind, callback_url
     from jobs where id = {id} and ({word} is not null or state in ('succeeded', 'failed', 'cancelled', 'held'))";
 
-    record_batch(id: Uuid, now: i64, word: &str) = "insert into events (at, kind, sequence, batch_id, owner_kind, owner_id)
-    select {now}, {word}, events, id, owner_kind, owner_id from batches where id = {id}";
+    record_batch(id: Uuid, now: i64, word: &str) = "insert into events (at, kind, sequence, batch_id, owner_kind, owner_id, callback_url)
+    select {now}, {word}, events, id, owner_kind, owner_id, callback_url from batches where id = {id}";
 
     positions() = "select coalesce((select removed from event_positions), 0) as removed,
         coalesce((select seq from sqlite_sequence where name = 'events'), 0) as last";
