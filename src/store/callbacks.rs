@@ -347,10 +347,11 @@ pub(super) fn called_job(row: &impl StoreRow) -> Result<CalledJob> {
     Ok(CalledJob { job: job(row)?, left_out: left_out.and_then(|bytes| usize::try_from(bytes).ok()) })
 }
 
-/// Whether no event of the same job or batch waits for the same URL that comes before that of the delivery `d`.
+/// Whether no event of the same job or batch waits for the same URL that comes before that of the delivery `d`. What waits is found
+/// by what it is about: a receiver, by which an index could find it, too, may have very much that waits.
 pub(super) const IS_FIRST_OF_SUBJECT: &str =
     "not exists (select 1 from deliveries e where e.state = 'waiting'
-    and e.subject = d.subject and e.url = d.url and e.receiver = d.receiver and e.position < d.position)";
+    and e.subject = d.subject and e.url = d.url and e.receiver {equals} d.receiver and e.position < d.position)";
 
 /// What the owner's own callback `c` has to do with the delivery `d`.
 pub(super) const OWN_URL: &str =

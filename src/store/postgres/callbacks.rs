@@ -78,7 +78,7 @@ statements! { Postgres:
             case when is_disabled then now() end, case when is_disabled then 'disabled' end
         from (select i.*, coalesce(c.disabled_at is not null and c.url = i.url, false) as is_disabled,
                 (select max(d.due_at) from deliveries d where d.state = 'waiting' and d.subject = i.subject and d.url = i.url
-                    and d.receiver = i.receiver) as behind
+                    and d.receiver {equals} i.receiver) as behind
             from i left join callbacks c on c.owner_kind = i.owner_kind and c.owner_id = i.owner_id) i
         on conflict do nothing
         returning receiver, owner_kind, owner_id, state)
@@ -97,11 +97,12 @@ statements! { Postgres:
             select id, receiver, due_at from deliveries d
             where d.receiver = p.id and d.state = 'waiting' and d.due_at <= now() and d.id <> all({open}) and {is_first_of_subject}
             order by d.due_at limit {most}) d),
+    busy as materialized (select distinct receiver from deliveries where id = any({open})),
     moved as (
         update receivers r set next_at = case when exists (select 1 from found f where f.receiver = r.id) then now()
             else least((select d.due_at from deliveries d where d.receiver = r.id and d.state = 'waiting' and d.id <> all({open})
                     order by d.due_at limit 1),
-                (select now() + interval '30 seconds' from deliveries d where d.id = any({open}) and d.receiver = r.id limit 1)) end
+                case when r.id in (select receiver from busy) then now() + interval '30 seconds' end) end
         where r.id in (select id from page))
     select d.*, f.is_proven, f.failures, {signing_secrets}, {own_url}
     from (select * from found order by place limit {limit}) f
@@ -122,10 +123,13 @@ statements! { Postgres:
     asked as (
         update receivers r set next_at = n.due_at
         from (select receiver, min(due_at) as due_at from noted where due_at is not null group by receiver) n
-        where r.id = n.receiver and r.failures = 0 and (r.next_at is null or r.next_at > n.due_at))
-    update deliveries d set due_at = n.due_at from noted n
-    where n.due_at is not null and d.state = 'waiting' and d.subject = n.subject and d.url = n.url and d.receiver = n.receiver
-        and d.position > n.position and d.due_at < n.due_at";
+        where r.id = n.receiver and r.failures = 0 and (r.next_at is null or r.next_at > n.due_at)),
+    later as (
+        select w.id, n.due_at from noted n cross join lateral (
+            select id from deliveries d where d.state = 'waiting' and d.subject = n.subject and d.url = n.url
+                and d.receiver {equals} n.receiver and d.position > n.position and d.due_at < n.due_at offset 0) w
+        where n.due_at is not null)
+    update deliveries d set due_at = l.due_at from later l where d.id = l.id";
 
     /// One that fails is asked again after a second, then two, four and so on, up to five minutes.
     note_receivers(answers: Rows<'_, ReceiverColumns>) = "update receivers r set is_proven = r.is_proven or i.is_taken,

@@ -88,6 +88,8 @@ impl Dialect for Postgres {
             "kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues, attempts, held_reasons, error_kinds, callback_urls",
         ),
         ("is_first_of_subject", IS_FIRST_OF_SUBJECT),
+        // As `=`, and no index is used for it.
+        ("equals", "is not distinct from"),
         // What signs for the owner of a callback `c`.
         (
             "signing_secrets",

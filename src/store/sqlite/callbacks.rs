@@ -67,7 +67,7 @@ statements! { Sqlite:
     /// What comes after one that waits, waits as long.
     add(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, waiting_since, due_at)
     values ({values delivery}, {now}, {now}, max({now}, coalesce((select max(d.due_at) from deliveries d
-        where d.state = 'waiting' and d.subject = {subject} and d.url = {url} and d.receiver = {receiver}), 0)))
+        where d.state = 'waiting' and d.subject = {subject} and d.url = {url} and +d.receiver = {receiver}), 0)))
     on conflict do nothing";
 
     add_disabled(delivery: One<'_, DeliveryColumns>, now: i64) = "insert into deliveries ({delivery}, created_at, waiting_since, state,
@@ -109,7 +109,7 @@ statements! { Sqlite:
     returning subject, url, receiver, position, due_at";
 
     put_off(subject: Uuid, url: &str, receiver_id: Uuid, position: i64, due_at: i64) = "update deliveries set due_at = {due_at}
-    where state = 'waiting' and subject = {subject} and url = {url} and receiver = {receiver_id} and position > {position} and due_at < {due_at}";
+    where state = 'waiting' and subject = {subject} and url = {url} and +receiver = {receiver_id} and position > {position} and due_at < {due_at}";
 
     ask_for_retry(receiver_id: Uuid, due_at: i64) = "update receivers set next_at = {due_at}
     where id = {receiver_id} and failures = 0 and coalesce(next_at > {due_at}, 1)";

@@ -87,12 +87,13 @@ async fn rate(environment: &Environment, url: &str, events: i64, dead: Option<(&
     let mut worker = environment.start_with(&this_program()?, Role::Worker, &[], &settings)?;
     let begun = Instant::now();
     let rate = loop {
-        let (taken, seconds) = environment.store.taken().await?;
-        if taken == events {
+        if let Some((taken, seconds)) = environment.store.taken().await?
+            && taken == events
+        {
             break taken as f64 / seconds;
         }
         worker.ensure_running()?;
-        ensure!(begun.elapsed() < PATIENCE, "{taken} of {events} callbacks were taken");
+        ensure!(begun.elapsed() < PATIENCE, "not all of {events} callbacks were taken");
         sleep(LOOK).await;
     };
     worker.stop().await?;
