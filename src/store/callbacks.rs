@@ -97,7 +97,7 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<DueDelivery>>;
 
-    /// Those of these jobs that are there, each without its result if that has more than `most` bytes.
+    /// Those of these jobs that are there, each without what it was given, and without its result if that has more than `most` bytes.
     async fn called_jobs(&self, jobs: &[JobId], most: usize) -> Result<Vec<CalledJob>>;
 
     /// Notes what became of deliveries that were due. What comes after one that waits again waits as long.

@@ -116,7 +116,7 @@ statements! { Postgres:
     left join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
     order by f.place, d.due_at";
 
-    called_jobs(ids: Vec<Uuid>, most: i64) = "select {job}, case when octet_length(result::text) <= {most} then result::text end as result,
+    called_jobs(ids: Vec<Uuid>, most: i64) = "select {called_job}, case when octet_length(result::text) <= {most} then result::text end as result,
         case when octet_length(result::text) > {most} then octet_length(result::text)::bigint end as left_out
     from jobs where id = any({ids})";
 

@@ -102,7 +102,7 @@ statements! { Sqlite:
             from deliveries d where d.receiver = {receiver_id} and d.state = 'waiting') end
     where id = {receiver_id}";
 
-    called_job(id: Uuid, most: i64) = "select {job}, case when octet_length(result) <= {most} then result end as result,
+    called_job(id: Uuid, most: i64) = "select {called_job}, case when octet_length(result) <= {most} then result end as result,
         case when octet_length(result) > {most} then octet_length(result) end as left_out
     from jobs where id = {id}";
 
