@@ -100,7 +100,7 @@ fn lookup(answers: Vec<Vec<IpAddr>>) -> (Lookup, Arc<AtomicUsize>) {
 fn client(allowed: &[&str], timeout: Duration, lookup: Lookup) -> CallbackClient {
     drop(rustls::crypto::ring::default_provider().install_default());
     let allowed: Vec<Network> = allowed.iter().map(|text| text.parse().unwrap()).collect();
-    CallbackClient::with_lookup(AddressRules { allowed }, timeout, lookup).unwrap()
+    CallbackClient::with_lookup(AddressRules { allowed, refused: Vec::new() }, timeout, lookup).unwrap()
 }
 
 /// A client that may call every address of this host.
