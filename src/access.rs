@@ -6,8 +6,8 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
-use secrecy::SecretString;
-use serde::Serialize;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use uuid::Uuid;
@@ -186,8 +186,9 @@ pub struct AccessKey {
 pub struct KeyJson<'a> {
     pub id: Uuid,
     /// Of a key that was just made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "exposed")]
+    #[schema(value_type = Option<String>)]
+    pub secret: Option<&'a SecretString>,
     /// `null` for a key of the operator.
     pub owner: Option<&'a Owner>,
     #[schema(value_type = Vec<Scope>)]
@@ -197,6 +198,11 @@ pub struct KeyJson<'a> {
     pub revoked_at: Option<Timestamp>,
     pub replaced_by: Option<Uuid>,
     pub last_used_at: Option<Timestamp>,
+}
+
+/// A secret as JSON, where it is told.
+fn exposed<S: Serializer>(secret: &Option<&SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    secret.map(|secret| secret.expose_secret()).serialize(serializer)
 }
 
 impl AccessKey {
@@ -224,7 +230,6 @@ impl AccessKey {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use secrecy::ExposeSecret as _;
 
     use super::*;
 

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
-use secrecy::ExposeSecret as _;
-use serde::Serialize;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -107,16 +107,23 @@ impl<'a> CallbackJson<'a> {
 pub struct CallbackSecretJson<'a> {
     pub owner: &'a Owner,
     /// `whsec_` and base64, as Standard Webhooks has it.
-    pub secret: String,
+    #[serde(serialize_with = "exposed")]
+    #[schema(value_type = String)]
+    pub secret: SecretString,
     /// Until when the one before signs, too, if it does.
     pub previous_until: Option<Timestamp>,
 }
 
 impl<'a> CallbackSecretJson<'a> {
     pub fn of(owner: &'a Owner, secrets: &Secrets) -> Self {
-        let secret = secrets.secret.to_text().expose_secret().to_owned();
-        Self { owner, secret, previous_until: secrets.previous.as_ref().map(|(_, until)| *until) }
+        let previous_until = secrets.previous.as_ref().map(|(_, until)| *until);
+        Self { owner, secret: secrets.secret.to_text(), previous_until }
     }
+}
+
+/// A secret as JSON, where it is told.
+fn exposed<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
 }
 
 /// An event that is sent to a URL.

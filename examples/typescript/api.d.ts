@@ -1132,7 +1132,7 @@ export interface components {
             what: components["schemas"]["ChangeKind"];
         };
         /** @enum {string} */
-        ChangeKind: "key.created" | "key.rotated" | "key.revoked" | "job.cancelled" | "job.retried" | "job.released" | "job.edited" | "batch.cancelled" | "batch.retried" | "action.confirmed" | "action.aborted" | "queue.paused" | "queue.resumed" | "pin.set" | "pin.removed" | "rejected.requeued" | "owner.erased" | "callback.set" | "callback.rotated" | "callback.recovered" | "unrecognized";
+        ChangeKind: "key.created" | "key.rotated" | "key.revoked" | "job.cancelled" | "job.retried" | "job.released" | "job.edited" | "batch.cancelled" | "batch.retried" | "action.confirmed" | "action.aborted" | "queue.paused" | "queue.resumed" | "pin.set" | "pin.removed" | "rejected.requeued" | "owner.erased" | "callback.set" | "callback.rotated" | "callback.secret_read" | "callback.recovered" | "unrecognized";
         /** @description A page of the audit log, the newest entries first. */
         ChangePage: {
             items: components["schemas"]["Change"][];

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
@@ -281,7 +281,7 @@ fn generate(
 }
 
 fn created(key: &AccessKey, secret: &SecretString) -> Response {
-    let json = KeyJson { secret: Some(secret.expose_secret()), ..key.json() };
+    let json = KeyJson { secret: Some(secret), ..key.json() };
     (StatusCode::CREATED, Json(json)).into_response()
 }
 

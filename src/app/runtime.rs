@@ -14,7 +14,7 @@ use crate::{
     backoff::RECONNECT,
     callback::{AddressRules, CallbackClient},
     clock::millis,
-    config::Config,
+    config::{Callbacks, Config},
     failure::chain,
     health::{Health, Phase, Service},
     in_flight::InFlight,
@@ -210,8 +210,9 @@ fn callbacks(
     worker: WorkerId,
     stop: CancellationToken,
 ) -> BoxFuture<'static, ()> {
-    let rules = AddressRules { allowed: config.callbacks.allowed_networks.clone() };
-    let timeout = Duration::from_millis(config.callbacks.timeout_ms);
+    let Callbacks { allowed_networks, refused_networks, timeout_ms, .. } = &config.callbacks;
+    let rules = AddressRules { allowed: allowed_networks.clone(), refused: refused_networks.clone() };
+    let timeout = Duration::from_millis(*timeout_ms);
     match CallbackClient::new(rules, timeout) {
         Ok(client) => CallbackSender::new(services, Arc::new(client), worker).run(stop).boxed(),
         Err(error) => {

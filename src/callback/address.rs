@@ -68,23 +68,44 @@ const NAT64: Network = Network::v6([0x64, 0xff9b, 0, 0], 96);
 const SIX_TO_FOUR: Network = Network::v6([0x2002, 0, 0, 0], 16);
 
 /// Which addresses callbacks may be sent to: those that are reachable from everywhere, and those that the operator allows
-/// besides.
+/// besides, but none that the operator refuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressRules {
     pub allowed: Vec<Network>,
+    pub refused: Vec<Network>,
 }
 
 impl AddressRules {
     /// Whether callbacks may be sent there.
     pub fn permits(&self, ip: IpAddr) -> bool {
-        self.allows(ip) || is_global(ip)
+        self.allows(ip) || is_global(ip) && !self.refuses(ip)
     }
 
     /// Whether the operator allows it by name, whatever it is. An IPv4 address that is mapped into IPv6 is that IPv4 address;
     /// one inside of 6to4 or NAT64 is not.
     pub fn allows(&self, ip: IpAddr) -> bool {
-        self.allowed.iter().any(|network| network.contains(ip))
+        self.allowed.iter().any(|network| network.contains(ip)) && !self.refuses(ip)
     }
+
+    /// Whether the operator refuses it by name, or what it leads to.
+    fn refuses(&self, ip: IpAddr) -> bool {
+        let is_named = |ip| self.refused.iter().any(|network| network.contains(ip));
+        is_named(ip) || inner(ip).is_some_and(is_named)
+    }
+}
+
+/// The address of IPv4 to which one of IPv6 leads by a gateway or a relay.
+fn inner(ip: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = ip else { return None };
+    let octets = v6.octets();
+    let [a, b, c, d] = if NAT64.contains(ip) {
+        [octets[12], octets[13], octets[14], octets[15]]
+    } else if SIX_TO_FOUR.contains(ip) {
+        [octets[2], octets[3], octets[4], octets[5]]
+    } else {
+        return None;
+    };
+    Some(Ipv4Addr::new(a, b, c, d).into())
 }
 
 fn is_global(ip: IpAddr) -> bool {
@@ -95,14 +116,8 @@ fn is_global(ip: IpAddr) -> bool {
 }
 
 fn is_global_v6(ip: Ipv6Addr) -> bool {
-    let octets = ip.octets();
-    if NAT64.contains(ip.into()) {
-        let [.., a, b, c, d] = octets;
-        return is_global(Ipv4Addr::new(a, b, c, d).into());
-    }
-    if SIX_TO_FOUR.contains(ip.into()) {
-        let [_, _, a, b, c, d, ..] = octets;
-        return is_global(Ipv4Addr::new(a, b, c, d).into());
+    if let Some(inner) = inner(ip.into()) {
+        return is_global(inner);
     }
     GLOBAL_V6.contains(ip.into()) && !SPECIAL_V6.iter().any(|network| network.contains(ip.into()))
 }
@@ -229,8 +244,12 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn networks(texts: &[&str]) -> Vec<Network> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     fn rules(allowed: &[&str]) -> AddressRules {
-        AddressRules { allowed: allowed.iter().map(|text| text.parse().unwrap()).collect() }
+        AddressRules { allowed: networks(allowed), refused: Vec::new() }
     }
 
     /// The same four bytes inside of an IPv6 address.
@@ -328,6 +347,28 @@ mod tests {
             assert!(!rules.permits(ip(refused)), "{refused}");
         }
         assert!(rules.permits(ip("8.8.8.8")) && !rules.allows(ip("8.8.8.8")));
+    }
+
+    #[test]
+    fn what_is_refused_is_not_permitted_although_it_is_public_or_allowed() {
+        let rules = AddressRules {
+            allowed: networks(&["10.0.0.0/8", "8.8.8.8"]),
+            refused: networks(&["8.8.0.0/16", "10.1.0.0/16", "2606:4700::/32"]),
+        };
+        for refused in [
+            "8.8.8.8",
+            "8.8.4.4",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+            "10.1.2.3",
+            "2606:4700::1111",
+        ] {
+            assert!(!rules.permits(ip(refused)) && !rules.allows(ip(refused)), "{refused}");
+        }
+        for permitted in ["8.9.0.1", "10.2.0.1", "64:ff9b::8.9.0.1", "2606:4701::1"] {
+            assert!(rules.permits(ip(permitted)), "{permitted}");
+        }
     }
 
     #[test]

@@ -1,23 +1,39 @@
 //! Judges addresses at the moment in which they are connected to.
 
 use std::{
+    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
-    sync::Arc,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+    task_local,
+    time::timeout,
+};
 
 use super::address::AddressRules;
+use crate::{job::Owner, sync::lock};
 
-/// The most look-ups at a time. Each holds a thread, for as long as the server of a customer's names takes.
+/// The most look-ups at a time. Each holds a thread, for as long as the server of a customer's names takes, which may be longer
+/// than anybody waits for it.
 const MAX_LOOKUPS: usize = 256;
+
+/// The most of one owner, whose names may all be slow.
+pub(super) const MAX_LOOKUPS_OF_OWNER: usize = 16;
 
 /// The most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
+
+task_local! {
+    /// For whom a request is sent. A connector asks for addresses in the task of the request, and gives nothing but the name.
+    pub(super) static WHOSE: Owner;
+}
 
 /// Finds the addresses of a host.
 pub(super) type Lookup =
@@ -80,18 +96,62 @@ pub(super) enum NoAddress {
 
 /// Asks the operating system, as every program on this host does.
 pub(super) fn system_lookup() -> Lookup {
-    let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
+    on_threads(|host| match (host, 0).to_socket_addrs() {
+        Ok(addresses) => Ok(addresses.map(|address| address.ip()).collect()),
+        // Where it can open no socket to ask, it may say that there is no such name.
+        Err(error) => Err(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).err().unwrap_or(error)),
+    })
+}
+
+/// Looks up on threads, of which one owner does not take all.
+pub(super) fn on_threads(
+    look: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Clone + Send + Sync + 'static,
+) -> Lookup {
+    let lookups = Arc::new(Lookups::default());
     Arc::new(move |host| {
-        let lookups = Arc::clone(&lookups);
+        let (lookups, look) = (Arc::clone(&lookups), look.clone());
         Box::pin(async move {
-            let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
+            let permits = lookups.begin().await?;
             let lookup = spawn_blocking(move || {
                 // The thread is held until the system answers, though nobody may wait for it any longer.
-                let _permit = permit;
-                let addresses = (host.as_str(), 0).to_socket_addrs()?;
-                Ok(addresses.map(|address| address.ip()).collect())
+                let _permits = permits;
+                look(&host)
             });
             lookup.await.map_err(io::Error::other)?
         })
     })
+}
+
+/// Who looks something up.
+struct Lookups {
+    all: Arc<Semaphore>,
+    /// Of owners who do.
+    of_owners: Mutex<HashMap<Owner, Weak<Semaphore>>>,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(MAX_LOOKUPS)), of_owners: Mutex::default() }
+    }
+}
+
+impl Lookups {
+    /// Waits for a place among those of its owner, and then among all.
+    async fn begin(&self) -> io::Result<[OwnedSemaphorePermit; 2]> {
+        let owner = WHOSE.try_with(Owner::clone).map_err(io::Error::other)?;
+        let own = self.of(owner).acquire_owned().await.map_err(io::Error::other)?;
+        let place = Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?;
+        Ok([own, place])
+    }
+
+    fn of(&self, owner: Owner) -> Arc<Semaphore> {
+        let mut of_owners = lock(&self.of_owners);
+        if let Some(own) = of_owners.get(&owner).and_then(Weak::upgrade) {
+            return own;
+        }
+        of_owners.retain(|_, own| own.strong_count() > 0);
+        let own = Arc::new(Semaphore::new(MAX_LOOKUPS_OF_OWNER));
+        of_owners.insert(owner, Arc::downgrade(&own));
+        own
+    }
 }

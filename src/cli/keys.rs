@@ -216,7 +216,7 @@ fn unknown(id: Uuid) -> anyhow::Error {
 }
 
 fn new_json(key: &AccessKey, secret: &SecretString) -> serde_json::Result<Box<RawValue>> {
-    to_raw_value(&KeyJson { secret: Some(secret.expose_secret()), ..key.json() })
+    to_raw_value(&KeyJson { secret: Some(secret), ..key.json() })
 }
 
 /// A key as it is told.

@@ -264,6 +264,7 @@ settings! {
     struct Callbacks [callbacks] {
         enabled: bool = Flag,
         allowed_networks: Vec<Network> = Networks,
+        refused_networks: Vec<Network> = Networks,
         timeout_ms: u64 = Whole(100, 60_000),
     }
     struct Pins [pins] {

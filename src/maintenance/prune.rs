@@ -159,36 +159,40 @@ impl Prune {
         rounds(&stop, every, usize::MAX, "the removal of old jobs", round).await;
     }
 
-    /// One round through the whole store. What was removed before an error of the store stays removed.
+    /// One round through the whole store. What was removed before an error of the store stays removed, and an error about one kind of
+    /// data keeps no other one.
     pub async fn run_once(&self) -> Result<Report> {
         let mut report = Report::default();
         let jobs = match self.options.shortest() {
             Some(shortest) => self.prune_jobs(shortest, &mut report).await,
             None => Ok(()),
         };
-        let swept = if self.options.dry_run { Ok(()) } else { self.sweep_other_ids(&mut report).await };
-        let batches = self.prune_batches(&mut report).await;
-        if !self.options.dry_run {
-            self.prune_actions(&mut report).await?;
-        }
+        let messages = match self.options.limits_messages() {
+            true => self.prune_messages(&mut report).await,
+            false => Ok(()),
+        };
+        let others = match self.options.dry_run {
+            true => Ok(()),
+            false => self.prune_others(&mut report).await,
+        };
+        jobs.and(messages).and(others).map(|()| report)
+    }
+
+    /// Removes what a dry run does not count.
+    async fn prune_others(&self, report: &mut Report) -> Result<()> {
+        let swept = self.sweep_other_ids(report).await;
+        let batches = self.prune_batches(report).await;
+        let actions = self.prune_actions(report).await;
         let changes = match self.options.changes_for {
-            Some(age) if !self.options.dry_run => self.prune_changes(age, &mut report).await,
-            _ => Ok(()),
+            Some(age) => self.prune_changes(age, report).await,
+            None => Ok(()),
         };
-        let events = match self.options.events_for {
-            Some(age) if !self.options.dry_run => self.prune_events(age, &mut report).await,
-            _ => Ok(()),
+        let expired = self.expire_deliveries(report).await;
+        let [events, deliveries] = match self.options.events_for {
+            Some(age) => [self.prune_events(age, report).await, self.prune_deliveries(age, report).await],
+            None => [Ok(()), Ok(())],
         };
-        // A job that cannot be removed keeps no messages.
-        if self.options.limits_messages() {
-            self.prune_messages(&mut report).await?;
-        }
-        let expired = if self.options.dry_run { Ok(()) } else { self.expire_deliveries(&mut report).await };
-        let deliveries = match self.options.events_for {
-            Some(age) if !self.options.dry_run => self.prune_deliveries(age, &mut report).await,
-            _ => Ok(()),
-        };
-        jobs.and(swept).and(batches).and(changes).and(events).and(expired).and(deliveries).map(|()| report)
+        swept.and(batches).and(actions).and(changes).and(expired).and(events).and(deliveries)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -215,7 +219,7 @@ impl Prune {
 
     /// Batches go as long after their completion as jobs that are kept longest.
     async fn prune_batches(&self, report: &mut Report) -> Result<()> {
-        let Some(kept_for) = self.options.longest().filter(|_| !self.options.dry_run) else { return Ok(()) };
+        let Some(kept_for) = self.options.longest() else { return Ok(()) };
         let mut removals = self.pace(MOST_REMOVED);
         loop {
             let rows = removals.rows();

@@ -63,6 +63,7 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
     /// What signs all that is sent for an owner. `fresh` becomes it where there is none, or where one is to be `replaced`:
     /// then the one before signs beside it for this time. While one before still does, it stays as it is, unless for no time;
     /// so a request that is sent again replaces nothing that nobody has seen. `None` where the owner is not the principal's.
+    /// That it is told has an entry of the audit log, or that it was replaced.
     async fn callback_secrets(
         &self,
         principal: &Principal,
@@ -97,7 +98,7 @@ pub trait Callbacks: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<DueDelivery>>;
 
-    /// Those of these jobs that are there, each without its result if that has more than `most` bytes.
+    /// Those of these jobs that are there, each without what it was given, and without its result if that has more than `most` bytes.
     async fn called_jobs(&self, jobs: &[JobId], most: usize) -> Result<Vec<CalledJob>>;
 
     /// Notes what became of deliveries that were due. What comes after one that waits again waits as long.

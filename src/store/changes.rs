@@ -60,6 +60,7 @@ string_enum! {
         OwnerErased = "owner.erased",
         CallbackSet = "callback.set",
         CallbackRotated = "callback.rotated",
+        CallbackSecretRead = "callback.secret_read",
         CallbackRecovered = "callback.recovered",
     }
 }
@@ -82,7 +83,7 @@ string_enum! {
 /// Entries of the audit log.
 ///
 /// * A change that a person or a key makes through this seam has its entry, written with it: there is never one without
-///   the other. What changes nothing has none.
+///   the other. What changes nothing has none, but that the secret of a callback was told, with which its reader can sign.
 /// * For an owner there are the entries about what is theirs.
 /// * Entries hold neither secrets nor what customers sent.
 #[async_trait]

@@ -21,8 +21,14 @@ use crate::job::{
 pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
 
 /// All columns of a job that people and apps read, but for `result`.
-pub(super) const JOB: &str =
-    "{read spec}, {binding}, state, created_at, due_at, first_due_at, check_at, unknown_since, checks,
+pub(super) const JOB: &str = "{read spec}, {beside_spec}";
+
+/// The same without what the job was given, which callbacks do not tell.
+pub(super) const CALLED_JOB: &str = "{read spec but arguments, text}, {beside_spec}";
+
+/// What is read of a job beside what was asked for.
+pub(super) const BESIDE_SPEC: &str =
+    "{binding}, state, created_at, due_at, first_due_at, check_at, unknown_since, checks,
     request_id, attempt, spent, started_at, published, waits_for, coalesce(worker_id, ran_by) as ran_by,
     cancel_requested, held_reason, {error}, log_id, finished_at, batch_id, asked_digest";
 

@@ -11,6 +11,7 @@
 //! | `{spec}` | the names of a list of columns (`columns!`) |
 //! | `{i.spec}` | the same as columns of `i`, as they are inserted |
 //! | `{read spec}` | the same as they are read |
+//! | `{read spec but text, tags}` | likewise, with nulls for these columns, which are not read |
 //! | `{values spec}` | the parameters of that list, where it is a part of [`One`] row |
 //! | `{each error, log_id: @ = i.@}` | the text after the colon for each of these columns, with its name for `@` |
 //! | `{to_retry}` | a fragment of the backend, whose text is rendered likewise |
@@ -305,7 +306,10 @@ impl<DB: Dialect> Template<'_, DB> {
             return joined(columns.map(|name| self.expand(&text.trim().replace('@', &name))));
         }
         if let Some(list) = named.strip_prefix("read ") {
+            let (list, left_out) = list.split_once(" but ").unwrap_or((list, ""));
+            let left_out: Vec<&str> = left_out.split(", ").collect();
             return joined(self.list(list).iter().map(|column| match column.kind {
+                _ if left_out.contains(&column.name.as_str()) => format!("null as {}", column.name),
                 "json" | "jsonb" if DB::CASTS_JSON => format!("{0}::text as {0}", column.name),
                 _ => column.name.clone(),
             }));

@@ -13,11 +13,13 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::Executor as _;
 use tempfile::TempDir;
 
 use crate::{
+    callbacks::{Place, Receiver},
     dashboards::{ALERTS, alerts, samples},
     harness::{Harness, PATIENCE, Process, port},
     support::{self, Prometheus, http, machine, wait::until},
@@ -36,6 +38,13 @@ const SHORTER: &[(&str, &str)] = &[
     ("> 20\n        labels", "> 3\n        labels"),
     ("(errand_finish_duration_seconds_count[1m])", "(errand_finish_duration_seconds_count[3s])"),
 ];
+
+/// Events of an owner as a statement records them, more than wait for a moment.
+const MUCH_HAPPENS: &str = "insert into event_inbox (kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues,
+        attempts, held_reasons, error_kinds)
+    select array_fill('job.edited'::text, n), array_fill(1, n), array_fill(null::uuid, n), array_fill(null::uuid, n),
+        array_fill('user'::text, n), array_fill('user-1'::text, n), none, none, none, array_fill(null::integer, n), none, none
+    from (select array[3000] as n, array_fill(null::text, array[3000]) as none) as much";
 
 /// A Prometheus that scrapes a worker and has the shipped rules.
 pub(crate) struct Watch {
@@ -313,6 +322,22 @@ async fn what_a_broker_may_lose_or_refuses_raises_alerts() {
     let path = format!("policies/{}/errand", harness.vhost.encoded_name());
     harness.vhost.manage(Method::PUT, &path, Some(policy)).await.unwrap();
     watch.fires("ErrandBrokerPolicyRisk").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callbacks_that_are_late_or_not_taken_raise_alerts() {
+    let place = Place::new("alert-callbacks", "").await;
+    let watch = Watch::of(&place.worker).await;
+    let refuses = Receiver::that(|_| StatusCode::NOT_FOUND).await;
+    place.set("user:user-1", &refuses.url("")).await;
+    // Nothing can be added to what is sent, while much happens.
+    let mut lock = place.harness.database.connect().await.unwrap();
+    lock.execute("begin; lock table deliveries in exclusive mode").await.unwrap();
+    place.harness.execute(MUCH_HAPPENS).await;
+    watch.fires("ErrandCallbacksAreLate").await;
+    lock.execute("commit").await.unwrap();
+    watch.ends("ErrandCallbacksAreLate").await;
+    watch.fires("ErrandCallbacksNotTaken").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,20 +2,28 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use errand_testbed::factory::Envelope as _;
+use rcgen::{CertifiedKey, KeyPair};
 use reqwest::Method;
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     access_keys::tomorrow,
@@ -78,7 +86,7 @@ impl Drop for Odd {
 }
 
 /// Reads a request to its end, and returns its path. `None` where there is none.
-async fn request(stream: &mut TcpStream) -> Option<String> {
+async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut read = Vec::new();
     loop {
         let mut chunk = [0; 4_096];
@@ -101,6 +109,8 @@ async fn oddly(mut stream: TcpStream, elsewhere: &str) {
         "/cut" => "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf".to_owned(),
         "/redirect" => format!("HTTP/1.1 307 Away\r\nlocation: {elsewhere}\r\ncontent-length: 0\r\n\r\n"),
         "/garbage" => "220 mail.example ESMTP\r\n\r\n".to_owned(),
+        "/slow-body" => format!("HTTP/1.1 200 OK\r\ncontent-length: {ENDLESS}\r\n\r\n"),
+        "/slow-head" => "HTTP/1.1 200 OK\r\n".to_owned(),
         _ => String::new(),
     };
     // Whoever has read enough closes the connection.
@@ -110,6 +120,11 @@ async fn oddly(mut stream: TcpStream, elsewhere: &str) {
         let mut sent = 0;
         while sent < ENDLESS && stream.write_all(&chunk).await.is_ok() {
             sent += chunk.len();
+        }
+    }
+    if path.starts_with("/slow") {
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
@@ -139,7 +154,7 @@ async fn a_receiver_that_never_answers_delays_no_other_of_its_owner_or_of_anybod
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_an_answer_its_status_counts_however_it_goes_on_and_nothing_leads_elsewhere() {
-    let place = Place::new("callbacks-odd", "").await;
+    let place = Place::with("callbacks-odd", "", &[("ERRAND__CALLBACKS__TIMEOUT_MS", "5000")]).await;
     let elsewhere = Receiver::new().await;
     let to = elsewhere.url("elsewhere");
     let odd = Odd::new(move |stream| {
@@ -153,6 +168,8 @@ async fn of_an_answer_its_status_counts_however_it_goes_on_and_nothing_leads_els
         ("redirect", "waiting", json!(307), json!("refused")),
         ("garbage", "waiting", Value::Null, json!("broken")),
         ("nothing", "waiting", Value::Null, json!("broken")),
+        ("slow-body", "delivered", json!(200), Value::Null),
+        ("slow-head", "waiting", Value::Null, json!("timeout")),
     ];
     let jobs: Vec<Value> = cases.iter().map(|(path, ..)| calling("user-1", &odd.url(path))).collect();
     place.harness.publish(&jobs).await;
@@ -172,6 +189,96 @@ async fn of_an_answer_its_status_counts_however_it_goes_on_and_nothing_leads_els
     let good = calling("user-1", &elsewhere.url("good"));
     place.harness.publish(&[good]).await;
     assert_eq!(elsewhere.has(1).await[0].path, "/good");
+}
+
+/// The deliveries as the command line has them.
+fn told(place: &Place) -> Vec<Value> {
+    let list = place.harness.errand(&["callbacks", "deliveries", "--json"]);
+    assert!(list.status.success(), "{list:?}");
+    String::from_utf8(list.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A receiver on this host that encrypts, and how many requests it could read.
+async fn encrypting(own: &CertifiedKey<KeyPair>) -> (Odd, Arc<AtomicUsize>) {
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
+    let chain = vec![own.cert.der().clone()];
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let (acceptor, requests) = (TlsAcceptor::from(Arc::new(config)), Arc::new(AtomicUsize::new(0)));
+    let read = Arc::clone(&requests);
+    let odd = Odd::new(move |stream| {
+        let (acceptor, read) = (acceptor.clone(), Arc::clone(&read));
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            if request(&mut stream).await.is_some() {
+                read.fetch_add(1, Ordering::SeqCst);
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await);
+            }
+        }
+    })
+    .await;
+    (odd, requests)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_no_certificate_of_its_name_that_is_trusted_gets_nothing_and_it_is_said() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let [good, of_another, stranger] = ["localhost", "receiver.example", "localhost"]
+        .map(|name| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let trusted = folder.path().join("trusted.pem");
+    fs::write(&trusted, good.cert.pem() + &of_another.cert.pem()).unwrap();
+    let place = Place::with("callbacks-tls", "", &[("SSL_CERT_FILE", trusted.to_str().unwrap())]).await;
+    let receivers = [encrypting(&good).await, encrypting(&of_another).await, encrypting(&stranger).await];
+    let url = |odd: &Odd| format!("https://localhost:{}/", odd.port);
+    let jobs = receivers.each_ref().map(|(odd, _)| calling("user-1", &url(odd)));
+    place.harness.publish(&jobs).await;
+    place.failed(&jobs[1], "tls").await;
+    place.failed(&jobs[2], "tls").await;
+    let all = until("one is delivered, and the others are tried again", PATIENCE, async || {
+        let all = told(&place);
+        let tried =
+            |job: &Value, tries| all.iter().any(|one| one["job_id"] == job["id"] && one["tries"] == tries);
+        (tried(&jobs[0], 1) && tried(&jobs[1], 2) && tried(&jobs[2], 2)).then_some(all)
+    })
+    .await;
+    for one in &all {
+        let is_good = one["job_id"] == jobs[0]["id"];
+        let (state, status, error) = match is_good {
+            true => ("delivered", json!(200), Value::Null),
+            false => ("waiting", Value::Null, json!("tls")),
+        };
+        let found = (&one["state"], &one["last_status"], &one["last_error"]);
+        assert_eq!(found, (&json!(state), &status, &error), "{one}");
+        assert_eq!(one["due_at"].is_null(), is_good, "{one}");
+    }
+    let read = receivers.each_ref().map(|(_, requests)| requests.load(Ordering::SeqCst));
+    assert_eq!(read, [1, 0, 0], "nothing was sent to those");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_send_spends_no_try_and_sends_when_it_can_again() {
+    let place = Place::new("callbacks-local", "").await;
+    let receiver = Receiver::new().await;
+    let urls = [receiver.url(""), receiver.url("").replace("127.0.0.1", "localhost")];
+    let jobs = urls.map(|url| calling("user-1", &url).with("run_at", tomorrow()));
+    for job in &jobs {
+        place.asks(Method::POST, "/v1/jobs", job).await;
+    }
+    // No further file or socket can be opened, neither to look a name up nor to connect. The database is connected.
+    place.worker.limit("--nofile=3:");
+    for job in &jobs {
+        place.asks(Method::POST, &format!("/v1/jobs/{}/cancel", job.id()), &json!({})).await;
+    }
+    for job in &jobs {
+        let unsent = place.failed(job, "local").await;
+        assert_eq!((&unsent["state"], &unsent["tries"]), (&json!("waiting"), &json!(0)), "{unsent}");
+    }
+    let told = place.worker.lines_like("callbacks cannot be sent from this host").len();
+    assert_eq!(told, 1, "{}", place.worker.log());
+    place.worker.limit("--nofile=1024:");
+    receiver.has(2).await;
+    place.all_are("delivered", 2).await;
+    assert!(place.deliveries("").await.iter().all(|one| one["tries"] == 1));
 }
 
 /// Has so many jobs of one owner wait until tomorrow and calls them off, so that each has one event.

@@ -92,14 +92,18 @@ async fn nothing_is_sent_to_this_host_or_its_network_however_it_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_leads_to_a_network_that_is_allowed_is_sent_to() {
-    let place = Place::new("callbacks-allowed", "").await;
+async fn a_name_that_leads_to_a_network_that_is_allowed_is_sent_to_unless_it_is_refused() {
+    let refused = ("ERRAND__CALLBACKS__REFUSED_NETWORKS", "127.0.0.2");
+    let place = Place::with("callbacks-allowed", "", &[refused]).await;
     let receiver = Receiver::new().await;
     let by_name = receiver.url("name").replace("127.0.0.1", "localhost");
-    let elsewhere = calling("user-1", "https://10.0.0.1/");
-    place.harness.publish(&[calling("user-1", &by_name), elsewhere.clone()]).await;
+    let elsewhere = ["https://10.0.0.1/", &receiver.url("").replace("127.0.0.1", "127.0.0.2")]
+        .map(|url| calling("user-1", url));
+    place.harness.publish(&[&[calling("user-1", &by_name)], &elsewhere[..]].concat()).await;
     assert_eq!(receiver.has(1).await[0].path, "/name");
-    place.failed(&elsewhere, "refused_address").await;
+    for job in &elsewhere {
+        place.failed(job, "refused_address").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
 //! Sends callbacks.
 
 use std::{
+    collections::HashMap,
     error::Error,
     fmt, io,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -22,10 +23,16 @@ use url::Host;
 
 use super::{
     address::AddressRules,
-    guard::{Guard, Lookup, NoAddress, system_lookup},
+    guard::{Guard, Lookup, NoAddress, WHOSE, system_lookup},
     retry_after::retry_after,
 };
-use crate::{failure::Failure, http_client::client_builder, job::CallbackUrl, string_enum::string_enum};
+use crate::{
+    failure::Failure,
+    http_client::client_builder,
+    job::{CallbackUrl, Owner},
+    string_enum::string_enum,
+    sync::lock,
+};
 
 #[cfg(test)]
 mod tests;
@@ -46,12 +53,18 @@ const MAX_BODY_TIME: Duration = Duration::from_secs(1);
 /// The most connections to a receiver that are kept while nothing is sent there.
 const IDLE_PER_RECEIVER: usize = 16;
 
-/// How long they are kept.
+/// The most hosts and ports to which connections are kept. To others, each is closed after its request.
+const KEPT_HOSTS: usize = 128;
+
+/// How long they are kept, at most twice.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much an HTTP/2 receiver may send of an answer, and of all answers at a time, before anybody reads it, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// The errors of the operating system by which a process, or the whole host, has too many open files (`EMFILE` and `ENFILE`).
+const SCARCE: [i32; 2] = [24, 23];
 
 string_enum! {
     /// Why a callback got no answer.
@@ -68,7 +81,9 @@ string_enum! {
         Tls = "tls",
         /// The connection ended without an answer, or the answer was no HTTP. The receiver may have got it.
         Broken = "broken",
-        /// The request could not be made here: it says nothing about the receiver.
+        /// No request can be made of the URL and the message. Nothing was sent.
+        Unsendable = "unsendable",
+        /// This host could not send: it says nothing about the receiver. Nothing was sent.
         Local = "local",
     }
 }
@@ -119,15 +134,33 @@ impl Answer {
 ///   where [`AddressRules::allows`] does.
 /// * Nothing leads elsewhere: no redirection and no proxy of the environment.
 /// * A request takes no longer than the timeout, whatever the receiver does.
+/// * Neither slow names of one owner nor many hosts take all threads or open files.
 /// * Of an answer, its status counts. Headers of more than 400 KiB or 100 lines (16 KiB over HTTP/2) are no answer; at most 16 KiB
 ///   of its body are read, for a second at most, and dropped.
 pub struct CallbackClient {
     timeout: Duration,
-    http: Client,
+    http: Clients,
     /// To read the authorities that this host trusts takes time, which is not spent where nothing is sent.
-    https: OnceCell<Client>,
+    https: OnceCell<Clients>,
     http_guard: Guard,
     https_guard: Guard,
+    /// To which hosts and ports connections are kept, and until when there may be some.
+    kept: Mutex<HashMap<String, Instant>>,
+}
+
+/// The clients of one scheme.
+struct Clients {
+    /// It keeps connections for the next request.
+    keeping: Client,
+    closing: Client,
+}
+
+impl Clients {
+    fn build(guard: &Guard, timeout: Duration) -> reqwest::Result<Self> {
+        let [keeping, closing] =
+            [IDLE_PER_RECEIVER, 0].map(|idle| builder(guard, timeout).pool_max_idle_per_host(idle).build());
+        Ok(Self { keeping: keeping?, closing: closing? })
+    }
 }
 
 impl CallbackClient {
@@ -146,22 +179,25 @@ impl CallbackClient {
         // A look-up, a connection and an answer can each be slow, and which of them was is said.
         let https_guard = Guard { rules: Arc::new(rules), https: true, lookup, timeout: timeout / 3 };
         let http_guard = Guard { https: false, ..https_guard.clone() };
-        let http = builder(&http_guard, timeout).build().map_err(SetupError::Client)?;
-        Ok(Self { timeout, http, https: OnceCell::new(), http_guard, https_guard })
+        let http = Clients::build(&http_guard, timeout).map_err(SetupError::Client)?;
+        let (https, kept) = (OnceCell::new(), Mutex::default());
+        Ok(Self { timeout, http, https, http_guard, https_guard, kept })
     }
 
-    /// Sends a message once, as JSON, and waits for the answer. An answer of any status is an answer.
+    /// Sends a message of an owner once, as JSON, and waits for the answer. An answer of any status is an answer.
     ///
     /// # Errors
     /// There was none.
     pub async fn post(
         &self,
+        owner: &Owner,
         url: &CallbackUrl,
         message: Signed<'_>,
         body: Bytes,
     ) -> Result<Answer, SendError> {
         let end = Instant::now() + self.timeout;
-        let response = match timeout_at(end, self.send(url, message, body)).await {
+        let sending = WHOSE.scope(owner.clone(), self.send(url, message, body));
+        let response = match timeout_at(end, sending).await {
             Ok(response) => response?,
             // That its time is up is all that this error says.
             Err(_) => return Err(failed(SendErrorKind::Timeout, url)),
@@ -179,7 +215,8 @@ impl CallbackClient {
         if literal(url).is_some_and(|ip| !guard.permits(ip)) {
             return Err(failed(SendErrorKind::RefusedAddress, url));
         }
-        let client = if url.is_https() { self.https(url).await? } else { &self.http };
+        let Clients { keeping, closing } = if url.is_https() { self.https(url).await? } else { &self.http };
+        let client = if self.keeps(url.origin()) { keeping } else { closing };
         let response = client
             .post(url.url().clone())
             .header(ID, message.id)
@@ -190,11 +227,25 @@ impl CallbackClient {
         response.await.map_err(|error| failed(kind(&error), url).with_source(error.without_url()))
     }
 
-    async fn https(&self, url: &CallbackUrl) -> Result<&Client, SendError> {
+    /// Whether a connection to this host and port is kept, however many others there are.
+    fn keeps(&self, origin: String) -> bool {
+        let mut kept = lock(&self.kept);
+        if kept.len() >= KEPT_HOSTS && !kept.contains_key(&origin) {
+            let now = Instant::now();
+            kept.retain(|_, until| *until > now);
+            if kept.len() >= KEPT_HOSTS {
+                return false;
+            }
+        }
+        kept.insert(origin, Instant::now() + self.timeout + 2 * IDLE_TIMEOUT);
+        true
+    }
+
+    async fn https(&self, url: &CallbackUrl) -> Result<&Clients, SendError> {
         let local = || failed(SendErrorKind::Local, url);
         let build = || async {
-            let builder = builder(&self.https_guard, self.timeout);
-            let built = spawn_blocking(|| builder.build()).await;
+            let (guard, timeout) = (self.https_guard.clone(), self.timeout);
+            let built = spawn_blocking(move || Clients::build(&guard, timeout)).await;
             built.map_err(|error| local().with_source(error))?.map_err(|error| local().with_source(error))
         };
         self.https.get_or_try_init(build).await
@@ -217,7 +268,6 @@ fn builder(guard: &Guard, timeout: Duration) -> ClientBuilder {
         .default_headers(headers)
         .dns_resolver(guard.clone())
         .connect_timeout(timeout / 2)
-        .pool_max_idle_per_host(IDLE_PER_RECEIVER)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW)
@@ -257,19 +307,23 @@ fn failed(kind: SendErrorKind, url: &CallbackUrl) -> SendError {
         SendErrorKind::Connect => "no connection could be made",
         SendErrorKind::Tls => "encryption failed, or the certificate of the host is not trusted",
         SendErrorKind::Broken => "the connection ended without an answer, or the answer was no HTTP",
-        SendErrorKind::Local => "the request could not be made",
+        SendErrorKind::Unsendable => "no request can be made of the URL and the message",
+        SendErrorKind::Local => "this host could not send the request",
     };
     SendError::new(kind, why)
 }
 
 fn kind(error: &reqwest::Error) -> SendErrorKind {
+    if is_local(error) {
+        return SendErrorKind::Local;
+    }
     match find::<NoAddress>(error) {
         Some(NoAddress::Refused) => return SendErrorKind::RefusedAddress,
         Some(NoAddress::Unknown(_) | NoAddress::Slow | NoAddress::None) => return SendErrorKind::UnknownHost,
         None => {}
     }
     if error.is_builder() {
-        SendErrorKind::Local
+        SendErrorKind::Unsendable
     } else if find::<rustls::Error>(error).is_some() {
         SendErrorKind::Tls
     } else if error.is_connect() {
@@ -279,6 +333,16 @@ fn kind(error: &reqwest::Error) -> SendErrorKind {
     } else {
         SendErrorKind::Broken
     }
+}
+
+/// Whether this host has too little of something, so that nobody could be sent anything: open files, memory, or random numbers.
+fn is_local(error: &reqwest::Error) -> bool {
+    let is_scarce = |error: &io::Error| {
+        error.kind() == io::ErrorKind::OutOfMemory
+            || error.raw_os_error().is_some_and(|code| SCARCE.contains(&code))
+    };
+    find::<io::Error>(error).is_some_and(is_scarce)
+        || matches!(find::<rustls::Error>(error), Some(rustls::Error::FailedToGetRandomBytes))
 }
 
 /// The first of the causes that is of this type.

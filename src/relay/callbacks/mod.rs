@@ -25,7 +25,7 @@ mod receivers;
 pub use self::outcome::SCHEDULE;
 use self::{
     message::{body, deliveries_of},
-    outcome::{Answered, pace},
+    outcome::{Answered, is_local, pace},
     receivers::{Pace, Receivers, Target},
 };
 use crate::{
@@ -85,6 +85,9 @@ pub struct CallbackSender {
     answered: Vec<Answered>,
     /// When deliveries are looked for next, if nothing happens before.
     look_at: Instant,
+    /// How often in a row this host could not send, and until when it is not asked to again.
+    local_failures: u32,
+    rests_until: Instant,
 }
 
 #[derive(Debug)]
@@ -120,11 +123,14 @@ impl CallbackSender {
             open: HashSet::new(),
             answered: Vec::new(),
             look_at: Instant::now(),
+            local_failures: 0,
+            rests_until: Instant::now(),
         }
     }
 
     /// Sends until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
+        start_counting();
         let mut failures = 0;
         while !stop.is_cancelled() {
             let turn = self.turn().await;
@@ -240,7 +246,7 @@ impl CallbackSender {
     /// Sends what is due, as far as there is room. Returns whether there was more than fitted.
     async fn begin(&mut self) -> Result<bool, StoreError> {
         let room = self.receivers.room().min(BEGUN_TOGETHER);
-        if room == 0 {
+        if room == 0 || Instant::now() < self.rests_until {
             return Ok(false);
         }
         let open: Vec<Uuid> = self.open.iter().copied().collect();
@@ -307,12 +313,13 @@ impl CallbackSender {
         let delivery = &begun.delivery;
         let body = Bytes::from(body(delivery, job));
         let (id, secrets) = (delivery.event_id.to_string(), delivery.secrets.clone());
-        let (client, clock) = (self.client.clone(), self.clock.clone());
+        let (client, clock, owner) = (self.client.clone(), self.clock.clone(), delivery.owner.clone());
         let task = self.sending.spawn(async move {
             let begun = Instant::now();
             let timestamp = clock.now().as_second();
             let signature = sign(&secrets.iter().collect::<Vec<_>>(), &id, timestamp, &body);
-            let answer = client.post(&url, Signed { id: &id, timestamp, signature: &signature }, body).await;
+            let message = Signed { id: &id, timestamp, signature: &signature };
+            let answer = client.post(&owner, &url, message, body).await;
             metrics::CALLBACK_DURATION.record([], begun.elapsed().as_secs_f64());
             answer
         });
@@ -327,10 +334,32 @@ impl CallbackSender {
             Err(error) => (error.id(), None),
         };
         let Some(OnItsWay { delivery, origin, since }) = self.on_their_way.remove(&id) else { return };
+        self.rest_if_local(answer.as_ref());
         let pace = pace(answer.as_ref(), since.elapsed());
         let to = Target { id: delivery.receiver, owner: &delivery.owner, origin: &origin };
         self.receivers.ended(to, pace);
         self.answered.push(Answered::new(&delivery, answer.as_ref(), pace, fastrand::f64()));
+    }
+
+    /// Where this host cannot send, all that is due would be begun in vain again and again.
+    fn rest_if_local(&mut self, answer: Option<&Result<Answer, SendError>>) {
+        let now = Instant::now();
+        match answer {
+            Some(Err(error)) if is_local(answer) => {
+                // What was begun together fails together.
+                if now < self.rests_until {
+                    return;
+                }
+                self.local_failures += 1;
+                self.rests_until = now + RECONNECT.wait(self.local_failures, fastrand::f64());
+                if self.local_failures == 1 {
+                    tracing::warn!(error = %chain(error), "callbacks cannot be sent from this host; trying again");
+                }
+            }
+            // Answers to what was begun before tell nothing new.
+            _ if now < self.rests_until => {}
+            _ => self.local_failures = 0,
+        }
     }
 
     /// Notes what was answered.
@@ -372,6 +401,13 @@ impl CallbackSender {
             metrics::CALLBACKS.add([answered.word()], 1);
         }
         Ok(())
+    }
+}
+
+/// A counter that is born with its first event hides that event from every rate.
+fn start_counting() {
+    for word in ["delivered", "failed", "given_up", "passed_over", "disabled"] {
+        metrics::CALLBACKS.add([word], 0);
     }
 }
 

@@ -46,11 +46,16 @@ pub(super) struct Answered {
 pub(super) fn pace(answer: Option<&Result<Answer, SendError>>, took: Duration) -> Option<Pace> {
     match answer {
         None => None,
-        Some(Err(error)) if error.kind() == SendErrorKind::Local => None,
+        Some(Err(error)) if matches!(error.kind(), SendErrorKind::Local | SendErrorKind::Unsendable) => None,
         Some(Ok(Answer { status: 408 | 429 | 500.., .. }) | Err(_)) => Some(Pace::Failed),
         Some(Ok(_)) if took > SOON => Some(Pace::Late),
         Some(Ok(_)) => Some(Pace::Soon),
     }
+}
+
+/// Whether it could not be sent from this host, whatever its receiver does.
+pub(super) fn is_local(answer: Option<&Result<Answer, SendError>>) -> bool {
+    matches!(answer, Some(Err(error)) if error.kind() == SendErrorKind::Local)
 }
 
 impl Answered {
@@ -78,7 +83,10 @@ impl Answered {
             Some(410) => CallbackAnswer::Gone,
             _ => CallbackAnswer::NotTaken,
         };
-        let again = SCHEDULE.get(delivery.tries as usize).map(|wait| {
+        // What was not sent was not tried.
+        let is_sent = !is_local(answer);
+        let place = if is_sent { delivery.tries as usize } else { 0 };
+        let again = SCHEDULE.get(place).map(|wait| {
             let spread = Intervals::doubling(*wait, *wait).with_jitter(JITTER).wait(1, random);
             spread.max(retry_after.unwrap_or_default())
         });
@@ -98,14 +106,7 @@ impl Answered {
         let changes = |own: &OwnUrl| outcome != CallbackAnswer::Taken || own.is_failing;
         let own = delivery.own.filter(|own| changes(own) && pace.is_some());
         Self {
-            tried: TriedDelivery {
-                id: delivery.id,
-                next,
-                tries: delivery.tries,
-                is_sent: true,
-                status,
-                error,
-            },
+            tried: TriedDelivery { id: delivery.id, next, tries: delivery.tries, is_sent, status, error },
             receiver: works.filter(|works| !is_known(*works)).map(|works| (delivery.receiver, works)),
             own: own.map(|_| (delivery.owner.clone(), delivery.url.clone(), outcome)),
         }
@@ -183,10 +184,35 @@ mod tests {
             assert_eq!(refused.own.map(|(.., answer)| answer), Some(answer), "{status}");
         }
         assert_eq!(pace(Some(&Ok(Answer { status: 200, retry_after: None })), 2 * SOON), Some(Pace::Late));
-        // What went wrong here says nothing of it.
-        let ours = Answered::new(&due(0, true, 0, Some(own)), None, pace(None, AT_ONCE), 0.5);
-        assert_eq!((ours.receiver, ours.own), (None, None));
-        assert_eq!(ours.tried.next, NextTry::After(SCHEDULE[0]));
+        // A fault of errand's own, and what no request can be made of, say nothing of it.
+        let unsendable = Err(SendError::new(SendErrorKind::Unsendable, "no request"));
+        for answer in [None, Some(&unsendable)] {
+            let ours = Answered::new(&due(9, true, 0, Some(own)), answer, pace(answer, AT_ONCE), 0.5);
+            assert_eq!((ours.receiver, ours.own), (None, None));
+            assert_eq!((ours.tried.next, ours.tried.is_sent), (NextTry::After(SCHEDULE[9]), true));
+        }
+    }
+
+    #[test]
+    fn what_this_host_could_not_send_counts_as_no_try_however_often() {
+        let own = OwnUrl { is_failing: false, is_disabled: false };
+        let local = Err(SendError::new(SendErrorKind::Local, "too many open files"));
+        for tries in [0, 9, 20] {
+            let answer = Some(&local);
+            let ours = Answered::new(&due(tries, true, 0, Some(own)), answer, pace(answer, AT_ONCE), 0.5);
+            assert_eq!((ours.tried.error, ours.word()), (Some("local"), "failed"));
+            assert_eq!((ours.tried.next, ours.tried.is_sent), (NextTry::After(SCHEDULE[0]), false));
+            assert_eq!((ours.receiver, ours.own), (None, None));
+        }
+    }
+
+    #[test]
+    fn the_page_has_each_reason_why_nothing_was_taken() {
+        let page = include_str!("../../../docs/callbacks.md");
+        let others = ["refused", "gone", "disabled", "erased", "bad_url", "expired"];
+        for word in SendErrorKind::WORDS.iter().chain(&others) {
+            assert!(page.contains(&format!("`{word}`")), "{word}");
+        }
     }
 
     proptest! {

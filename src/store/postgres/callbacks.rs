@@ -46,8 +46,11 @@ statements! { Postgres:
     ensure(owner_kind: &str, owner_id: &str, fresh: Vec<u8>) = "insert into callbacks (owner_kind, owner_id, secret)
     values ({owner_kind}, {owner_id}, {fresh}) on conflict do nothing";
 
-    secrets(principal: One<'_, PrincipalColumns>, owner_kind: &str, owner_id: &str) = "select {signing_secrets} from callbacks c
-    where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}";
+    /// Whoever wanted another one is not told this one.
+    secrets(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, owner_kind: &str, owner_id: &str, only: Option<Vec<u8>>) = "with found as (
+        select * from callbacks where {may_see} and owner_kind = {owner_kind} and owner_id = {owner_id}),
+    logged as ({log}, owner_kind, owner_id, owner_id, null, null from found where {only}::bytea is null or secret = {only})
+    select {signing_secrets} from found c";
 
     replace(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, owner_kind: &str, owner_id: &str, fresh: Vec<u8>, overlap: i64) = "with changed as (
         update callbacks set previous_secret = secret, secret = {fresh},
@@ -110,7 +113,7 @@ statements! { Postgres:
     left join callbacks c on c.owner_kind = d.owner_kind and c.owner_id = d.owner_id
     order by f.place, d.due_at";
 
-    called_jobs(ids: Vec<Uuid>, most: i64) = "select {job}, case when octet_length(result::text) <= {most} then result::text end as result,
+    called_jobs(ids: Vec<Uuid>, most: i64) = "select {called_job}, case when octet_length(result::text) <= {most} then result::text end as result,
         case when octet_length(result::text) > {most} then octet_length(result::text)::bigint end as left_out
     from jobs where id = any({ids})";
 
@@ -243,18 +246,16 @@ impl Callbacks for PostgresStore {
         let (kind, id) = (owner.kind().as_str(), owner.id());
         let secret = fresh.expose_bytes().to_vec();
         self.other.fetch(sql::ensure(kind, id, secret.clone())).await?;
-        let found = match replaced {
-            None => self.other.fetch_first(sql::secrets(One(principal), kind, id)).await?,
-            Some(overlap) => {
-                let change = NewChange::new(ChangeKind::CallbackRotated, principal, by);
-                let query = sql::replace(One(principal), One(&change), kind, id, secret, micros(overlap));
-                match self.other.fetch_first(query).await? {
-                    Some(replaced) => Some(replaced),
-                    None => self.other.fetch_first(sql::secrets(One(principal), kind, id)).await?,
-                }
+        if let Some(overlap) = replaced {
+            let change = NewChange::new(ChangeKind::CallbackRotated, principal, by);
+            let query = sql::replace(One(principal), One(&change), kind, id, secret.clone(), micros(overlap));
+            if let Some(replaced) = self.other.fetch_first(query).await? {
+                return secrets(&replaced).map(Some);
             }
-        };
-        found.as_ref().map(secrets).transpose()
+        }
+        let change = NewChange::new(ChangeKind::CallbackSecretRead, principal, by);
+        let query = sql::secrets(One(principal), One(&change), kind, id, replaced.map(|_| secret));
+        self.other.fetch_first(query).await?.as_ref().map(secrets).transpose()
     }
 
     async fn callbacks(

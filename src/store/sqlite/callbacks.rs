@@ -98,7 +98,7 @@ statements! { Sqlite:
             from deliveries d where d.receiver = {receiver_id} and d.state = 'waiting') end
     where id = {receiver_id}";
 
-    called_job(id: Uuid, most: i64) = "select {job}, case when octet_length(result) <= {most} then result end as result,
+    called_job(id: Uuid, most: i64) = "select {called_job}, case when octet_length(result) <= {most} then result end as result,
         case when octet_length(result) > {most} then octet_length(result) end as left_out
     from jobs where id = {id}";
 
@@ -198,7 +198,7 @@ impl Callbacks for SqliteStore {
                 let is_same = was.map_or(Ok(text.is_none()), |was| was.read("is_same"))?;
                 if !is_same {
                     let change = NewChange::new(ChangeKind::CallbackSet, &principal, &by);
-                    log_callback(db, now, &change, &owner, &told(url.as_ref())).await?;
+                    log_callback(db, now, &change, &owner, Some(&told(url.as_ref()))).await?;
                 }
                 callback(&set).map(Some)
             })
@@ -218,21 +218,30 @@ impl Callbacks for SqliteStore {
             return Ok(None);
         }
         refuse_decider(by)?;
-        let (principal, owner, by) = (principal.clone(), owner.clone(), by.clone());
-        let secret = fresh.expose_bytes().to_vec();
+        let (principal, owner, fresh, by) = (principal.clone(), owner.clone(), fresh.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 let (kind, id) = (owner.kind().as_str(), owner.id());
+                let secret = fresh.expose_bytes().to_vec();
                 sql::ensure(kind, id, secret.clone(), now).execute(&mut *db).await?;
-                if let Some(overlap) = replaced {
-                    let replace = sql::replace(One(&principal), kind, id, secret, micros(overlap), now);
-                    if replace.execute(&mut *db).await?.rows_affected() > 0 {
-                        let change = NewChange::new(ChangeKind::CallbackRotated, &principal, &by);
-                        log_callback(db, now, &change, &owner, &rotated(overlap)).await?;
+                let is_replaced = match replaced {
+                    Some(overlap) => {
+                        let replace = sql::replace(One(&principal), kind, id, secret, micros(overlap), now);
+                        replace.execute(&mut *db).await?.rows_affected() > 0
                     }
-                }
+                    None => false,
+                };
                 let found = sql::secrets(One(&principal), kind, id, now).fetch_optional(&mut *db).await?;
-                found.as_ref().map(secrets).transpose()
+                let Some(found) = found.as_ref().map(secrets).transpose()? else { return Ok(None) };
+                let (what, after) = match replaced {
+                    Some(overlap) if is_replaced => (ChangeKind::CallbackRotated, Some(rotated(overlap))),
+                    // Whoever wanted another one is not told this one.
+                    Some(_) if found.secret.expose_bytes() != fresh.expose_bytes() => return Ok(Some(found)),
+                    _ => (ChangeKind::CallbackSecretRead, None),
+                };
+                let change = NewChange::new(what, &principal, &by);
+                log_callback(db, now, &change, &owner, after.as_deref()).await?;
+                Ok(Some(found))
             })
         })
         .await
@@ -415,7 +424,7 @@ impl Callbacks for SqliteStore {
                 let recovered = recovered(oldest, limit)?;
                 let change = NewChange::new(ChangeKind::CallbackRecovered, &principal, &by);
                 let after = serde_json::json!({ "deliveries": recovered.0 }).to_string();
-                log_callback(db, now, &change, &owner, &after).await?;
+                log_callback(db, now, &change, &owner, Some(&after)).await?;
                 Ok(recovered)
             })
         })
@@ -461,14 +470,14 @@ async fn log_callback(
     now: i64,
     change: &NewChange<'_>,
     owner: &Owner,
-    after: &str,
+    after: Option<&str>,
 ) -> Result<()> {
     let about = About {
         owner_kind: Some(owner.kind().as_str()),
         owner_id: Some(owner.id()),
         object: Some(owner.id()),
         before: None,
-        after: Some(after),
+        after,
     };
     log(db, now, change, about).await
 }

@@ -12,7 +12,7 @@ use crate::store::{
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
-    rows::{FIRST_DUE, JOB},
+    rows::{BESIDE_SPEC, CALLED_JOB, FIRST_DUE, JOB},
     sql::{Declared, Dialect},
 };
 
@@ -21,6 +21,8 @@ impl Dialect for Sqlite {
     const CASTS_JSON: bool = false;
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
+        ("called_job", CALLED_JOB),
+        ("beside_spec", BESIDE_SPEC),
         ("first_due", FIRST_DUE),
         ("is_operator", "{principal_kind} is null"),
         // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.

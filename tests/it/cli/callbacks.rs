@@ -118,6 +118,7 @@ fn the_secret_alone_is_printed_and_stays_until_it_is_replaced() {
     assert!(json["previous_until"].is_string());
     let changes = place.run(&["audit-log", "--kind", "callback"]).succeeds();
     assert!(changes.out.contains("callback.rotated") && !changes.out.contains("whsec_"), "{changes:?}");
+    assert_eq!(changes.out.matches("callback.secret_read").count(), 3, "each time it is told: {changes:?}");
 }
 
 #[test]

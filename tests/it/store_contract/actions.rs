@@ -28,7 +28,7 @@ fn by(name: &'static str) -> Decider {
     Decider::at_command_line(name)
 }
 
-fn new_action(decision: ActionDecision) -> NewAction {
+pub(super) fn new_action(decision: ActionDecision) -> NewAction {
     NewAction {
         id: Uuid::now_v7(),
         decision,

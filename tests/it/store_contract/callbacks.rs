@@ -155,11 +155,32 @@ on_every_backend!(a_secret_that_is_replaced_twice_by_the_same_one_is_replaced_on
     for _ in 0..2 {
         assert_eq!(t.secrets(&of, 2, Some(HOUR)).await, [2, 1]);
     }
-    assert_eq!(entries(&t.store).await.len(), 1, "once");
+    let told: Vec<Value> = entries(&t.store).await.into_iter().map(|entry| entry[0].clone()).collect();
+    assert_eq!(told, ["callback.secret_read", "callback.rotated", "callback.secret_read"], "once");
 });
 
 on_every_backend!(where_there_is_no_secret_none_signs_beside_the_new_one, async |t| {
     assert_eq!(t.secrets(&owner("user:a"), 1, Some(HOUR)).await, [1]);
+    assert_eq!(entries(&t.store).await, [json!(["callback.secret_read", "a", "a", null, null])]);
+});
+
+on_every_backend!(that_somebody_is_told_a_secret_has_its_entry_each_time, and behind the lock, async |t| {
+    let of = owner("user:a");
+    let ann = Decider { by: Cow::Borrowed("ann"), ..OPERATOR.clone() };
+    for (principal, byte) in [(WHO, 1), (&Principal::Owner(of.clone()), 2)] {
+        let told = t.store.callback_secrets(principal, &of, &secret(byte), None, &ann).await;
+        assert_eq!(signing(&told.unwrap().unwrap()), [1]);
+    }
+    assert_eq!(t.secrets(&of, 3, Some(HOUR)).await, [3, 1]);
+    // One that still has another beside it is not replaced, and whoever wanted that is not told it.
+    assert_eq!(t.secrets(&of, 4, Some(HOUR)).await, [3, 1]);
+    let all = t.store.changes(WHO, &ChangeFilter::default(), None, 100).await.unwrap();
+    let told: Vec<_> = all.iter().map(|change| (change.what.as_str(), &*change.by, change.as_operator)).collect();
+    assert_eq!(told, [
+        ("callback.rotated", &*OPERATOR.by, true),
+        ("callback.secret_read", "ann", false),
+        ("callback.secret_read", "ann", true),
+    ]);
 });
 
 on_every_backend!(a_url_that_takes_nothing_is_failing_until_it_takes_something, async |t| {
@@ -269,7 +290,6 @@ on_every_backend!(what_is_changed_of_callbacks_has_its_entry_without_what_is_sec
     let to = |origin: Value| json!(["callback.set", "a", "a", null, {"origin": origin}]);
     assert_eq!(entries(&t.store).await, [to(json!("https://app.example:443"))]);
     t.set(&of, Some(URL), 1).await;
-    t.secrets(&of, 2, None).await;
     assert_eq!(entries(&t.store).await.len(), 1, "what changes nothing has none");
     t.answered(&of, URL, Gone, DAY).await;
     t.set(&of, Some(URL), 1).await;
@@ -302,8 +322,8 @@ on_every_backend!(what_is_changed_of_callbacks_has_its_entry_without_what_is_sec
     ] {
         assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Data);
     }
-    assert_eq!(t.secrets(&of, 5, None).await, [2, 1]);
     assert_eq!(entries(&t.store).await.len(), 5);
+    assert_eq!(t.secrets(&of, 5, None).await, [2, 1]);
 });
 
 on_every_backend!(nothing_that_is_taken_back_where_nothing_was_set_has_no_entry, async |t| {

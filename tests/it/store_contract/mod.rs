@@ -59,6 +59,7 @@ mod newer;
 pub(crate) mod owner_lock;
 mod pins;
 mod principals;
+mod pruned;
 mod publications;
 mod receivers;
 mod rejections;

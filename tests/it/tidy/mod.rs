@@ -221,6 +221,36 @@ fn nothing_is_printed_that_panics_when_its_reader_goes_away() {
 }
 
 #[test]
+fn what_prints_itself_holds_no_secret_as_a_plain_text() {
+    let is_plain =
+        |kind: &str| ["String", "str", "u8"].iter().any(|plain| words(kind).any(|word| word == *plain));
+    let mut broken = Vec::new();
+    for source in &errand().sources {
+        let (mut derives, mut prints) = (false, false);
+        for line in source.code.lines().map(str::trim) {
+            if line.starts_with("#[derive(") {
+                derives = words(line).any(|word| word == "Debug");
+            } else if words(line).any(|word| ["struct", "enum"].contains(&word)) {
+                (derives, prints) = (false, derives && line.ends_with('{'));
+            } else if let Some((field, kind)) = line.split_once(": ").filter(|_| prints) {
+                let name = words(field).last().unwrap_or_default();
+                if ["secret", "secrets", "password", "api_key"].contains(&name) && is_plain(kind) {
+                    broken.push(format!("{}: {line}", source.path));
+                }
+            } else if line == "}" {
+                prints = false;
+            }
+        }
+    }
+    assert_none(&broken, "what is secret is a SecretString, which does not print itself");
+}
+
+/// The words of a line of code.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+}
+
+#[test]
 fn files_and_functions_have_a_ceiling() {
     let mut broken = Vec::new();
     for folder in crates() {

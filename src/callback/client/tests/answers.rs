@@ -61,7 +61,7 @@ async fn a_message_is_sent_once_as_it_is_signed() {
     let signature = sign(&[&secret], "msg_1", 1_700_000_000, &body);
     let message = Signed { id: "msg_1", timestamp: 1_700_000_000, signature: &signature };
     let client = local_client(PATIENCE);
-    let answer = client.post(&receiver.url(), message, body.clone()).await.unwrap();
+    let answer = client.post(&owner("user-1"), &receiver.url(), message, body.clone()).await.unwrap();
     assert_eq!(answer, Answer { status: 204, retry_after: None });
     let heads = got.lock().unwrap().clone();
     let [head] = &heads[..] else { panic!("{heads:?}") };
@@ -218,6 +218,35 @@ async fn a_connection_is_used_again_after_a_small_body() {
 async fn a_header_that_cannot_be_sent_is_nobody_elses_fault() {
     let receiver = Receiver::answers("HTTP/1.1 200 OK\r\n\r\n").await;
     let message = Signed { id: "a\nb", timestamp: 0, signature: "v1,abc=" };
-    let error = local_client(PATIENCE).post(&receiver.url(), message, Bytes::new()).await.unwrap_err();
-    assert_eq!((error.kind(), receiver.connections()), (SendErrorKind::Local, 0));
+    let sent = local_client(PATIENCE).post(&owner("user-1"), &receiver.url(), message, Bytes::new()).await;
+    let error = sent.unwrap_err();
+    assert_eq!((error.kind(), receiver.connections()), (SendErrorKind::Unsendable, 0));
+}
+
+#[tokio::test]
+async fn connections_are_kept_to_so_many_hosts_and_no_more() {
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, peak) = (Arc::clone(&open), Arc::clone(&most));
+    let receiver = Receiver::new(LOCALHOST, 0, move |mut stream| {
+        let (now, peak) = (Arc::clone(&now), Arc::clone(&peak));
+        async move {
+            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            while read_request(&mut stream).await.is_ok() {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await?;
+            }
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        }
+    })
+    .await;
+    let client = client(&["127.0.0.1"], PATIENCE, lookup(vec![vec![LOCALHOST]]).0);
+    let port = receiver.address.port();
+    for n in 0..3 * KEPT_HOSTS {
+        let url = format!("http://app-{n}.example:{port}/").parse().unwrap();
+        assert_eq!(post(&client, &url).await.unwrap().status, 200);
+    }
+    assert_eq!(receiver.connections(), 3 * KEPT_HOSTS);
+    // Some are about to be closed.
+    let most = most.load(Ordering::SeqCst);
+    assert!(most < KEPT_HOSTS + 16, "{most} were open together");
 }

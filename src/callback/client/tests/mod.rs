@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{callback::Network, failure::chain};
+use crate::{callback::Network, failure::chain, job::OwnerKind};
 
 mod answers;
 mod places;
@@ -100,7 +100,7 @@ fn lookup(answers: Vec<Vec<IpAddr>>) -> (Lookup, Arc<AtomicUsize>) {
 fn client(allowed: &[&str], timeout: Duration, lookup: Lookup) -> CallbackClient {
     drop(rustls::crypto::ring::default_provider().install_default());
     let allowed: Vec<Network> = allowed.iter().map(|text| text.parse().unwrap()).collect();
-    CallbackClient::with_lookup(AddressRules { allowed }, timeout, lookup).unwrap()
+    CallbackClient::with_lookup(AddressRules { allowed, refused: Vec::new() }, timeout, lookup).unwrap()
 }
 
 /// A client that may call every address of this host.
@@ -108,9 +108,20 @@ fn local_client(timeout: Duration) -> CallbackClient {
     client(&["127.0.0.0/8", "::1"], timeout, system_lookup())
 }
 
+impl CallbackClient {
+    fn set_https(&self, client: Client) {
+        let clients = Clients { keeping: client.clone(), closing: client };
+        assert!(self.https.set(clients).is_ok());
+    }
+}
+
+fn owner(id: &str) -> Owner {
+    Owner::new(OwnerKind::User, id).unwrap()
+}
+
 async fn post(client: &CallbackClient, url: &CallbackUrl) -> Result<Answer, SendError> {
     let message = Signed { id: "id", timestamp: 1_700_000_000, signature: "v1,abc=" };
-    client.post(url, message, Bytes::from_static(b"{}")).await
+    client.post(&owner("user-1"), url, message, Bytes::from_static(b"{}")).await
 }
 
 /// The kind of the error of a request, which must not tell the rest of the URL.

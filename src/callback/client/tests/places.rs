@@ -1,8 +1,11 @@
 //! Where a request goes, and where it does not.
 
-use std::process::Command;
+use std::{process::Command, sync::Condvar};
+
+use futures_util::future::join_all;
 
 use super::*;
+use crate::callback::guard::{MAX_LOOKUPS_OF_OWNER, on_threads};
 
 const OK: &str = "HTTP/1.1 200 OK\r\n\r\n";
 
@@ -174,4 +177,36 @@ async fn proxies_of_the_environment_are_not_asked() {
     let output = spawn_blocking(move || child.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert_eq!((receiver.connections(), proxy.connections()), (1, 0));
+}
+
+#[tokio::test]
+async fn slow_names_of_one_owner_leave_look_ups_to_others() {
+    let (held, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new((Mutex::new(false), Condvar::new())));
+    let (counted, closed) = (Arc::clone(&held), Arc::clone(&gate));
+    let look = move |host: &str| {
+        if host.starts_with("slow") {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let (is_open, opened) = &*closed;
+            let wait = opened.wait_timeout_while(is_open.lock().unwrap(), PATIENCE, |is_open| !*is_open);
+            drop(wait.unwrap());
+        }
+        Ok(vec![LOCALHOST])
+    };
+    let client = client(&["127.0.0.1"], Duration::from_secs(6), on_threads(look));
+    let receiver = Receiver::answers(OK).await;
+    let message = Signed { id: "id", timestamp: 1_700_000_000, signature: "v1,abc=" };
+    let slow = owner("slow");
+    let url = |n: usize| format!("http://slow-{n}.example:{}/", receiver.address.port()).parse().unwrap();
+    // More of them than there are look-ups of all.
+    let urls: Vec<CallbackUrl> = (0..300).map(url).collect();
+    let all = urls.iter().map(|url| client.post(&slow, url, message, Bytes::new()));
+    for sent in join_all(all).await {
+        assert_eq!(sent.unwrap_err().kind(), SendErrorKind::UnknownHost);
+    }
+    // Nobody waits for them any longer, but the system has not answered yet.
+    assert_eq!(held.load(Ordering::SeqCst), MAX_LOOKUPS_OF_OWNER);
+    assert_eq!(post(&client, &named(&receiver)).await.unwrap().status, 200, "another owner");
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    assert_eq!(client.post(&slow, &urls[0], message, Bytes::new()).await.unwrap().status, 200);
 }

@@ -38,7 +38,7 @@ fn trusting(own: &CertifiedKey<KeyPair>) -> CallbackClient {
     let client = led();
     let root = Certificate::from_der(own.cert.der()).unwrap();
     let https = builder(&client.https_guard, PATIENCE).tls_certs_only([root]).build().unwrap();
-    client.https.set(https).unwrap();
+    client.set_https(https);
     client
 }
 
@@ -130,6 +130,6 @@ async fn a_receiver_that_does_not_encrypt_gets_nothing() {
     let client = client(&["127.0.0.1"], Duration::from_secs(3), lookup(vec![vec![LOCALHOST]]).0);
     let root = Certificate::from_der(own.cert.der()).unwrap();
     let https = builder(&client.https_guard, Duration::from_secs(3)).tls_certs_only([root]).build().unwrap();
-    client.https.set(https).unwrap();
+    client.set_https(https);
     assert_eq!(refused(&client, &url(&plain)).await, SendErrorKind::Connect);
 }
