@@ -15,7 +15,7 @@ use errand::{
         SharedQueue,
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
-    store::SharedStore,
+    store::{Recording, SharedStore},
     worker::CrashPlan,
 };
 use errand_testbed::services::{postgres, proxy::Proxy, rabbitmq::Vhost};
@@ -166,6 +166,7 @@ impl Environment {
                     let mut env = common.clone();
                     env.push(("DATABASE_URL".into(), to_database.url(&url)?));
                     env.push(("AMQP_URL".into(), to_broker.url(&vhost.amqp_url)?));
+                    env.push(("ERRAND__EVENTS__EXCHANGE".into(), "true".into()));
                     slots.push(slot(number, folder.path(), env, Some(to_database), Some(to_broker)));
                 }
                 let store = open_store(&plan.config, &url)?;
@@ -231,7 +232,7 @@ impl Environment {
 
 /// Tries again for a while: the services may have just come back from the fault of the round before, and a broker
 /// sometimes answers the first declaration on a new virtual host with an internal error.
-async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> Result<T, E> {
+pub(super) async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> Result<T, E> {
     let until = Instant::now() + PREPARATION;
     loop {
         match work().await {
@@ -288,6 +289,10 @@ fn settings(api: &Proxy, key: &str) -> Vec<(String, String)> {
         ("ERRAND__RETRY__MAX_ATTEMPTS", "100".into()),
         ("ERRAND__CIRCUIT_BREAKER__FIRST_MS", "200".into()),
         ("ERRAND__CIRCUIT_BREAKER__MAX_MS", "1000".into()),
+        ("ERRAND__EVENTS__RECORD", "all".into()),
+        ("ERRAND__CALLBACKS__ENABLED", "true".into()),
+        ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8".into()),
+        ("ERRAND__CALLBACKS__TIMEOUT_MS", "2000".into()),
         ("ERRAND__HTTP__LISTEN", String::new()),
         ("ERRAND__LOG__FORMAT", "json".into()),
         ("ERRAND__RUNTIME__THREADS", "2".into()),
@@ -300,6 +305,7 @@ fn open_store(config: &Config, url: &str) -> Result<SharedStore> {
     let mut config = config.clone();
     config.store.url = url.to_owned().into();
     config.store.statement_timeout_ms = 5_000;
+    config.events.record = Recording::All;
     app::open_store(&config)
 }
 
