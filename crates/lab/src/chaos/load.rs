@@ -105,7 +105,7 @@ impl Load {
 
     fn way(&self, rng: &mut fastrand::Rng) -> Way {
         match rng.u8(..12) {
-            3.. if self.by_message && self.access.queue.is_some() => Way::Messages,
+            6.. if self.by_message && self.access.queue.is_some() => Way::Messages,
             n if self.varied => [Way::Store, Way::Changed, Way::Batches][usize::from(n % 3)],
             _ => Way::Store,
         }
