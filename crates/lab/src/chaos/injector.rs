@@ -36,6 +36,9 @@ const CRASH: Duration = Duration::from_secs(10);
 /// The same for one that was told twice.
 const END_AT_ONCE: Duration = Duration::from_secs(5);
 
+/// How long it may take until the receiver of callbacks gets the first one.
+const ASKED: Duration = Duration::from_secs(10);
+
 /// How long the lock of a database file is waited for. SQLite's locks are not handed over in turn, and a busy worker
 /// takes its own again at once.
 const LOCK: Duration = Duration::from_secs(60);
@@ -364,10 +367,11 @@ impl Injector<'_> {
     /// The receiver of callbacks fails in each way, one after the other. All of it is over before what failed first is sent for
     /// the third time.
     async fn receiver_faults(&mut self) -> Result<()> {
+        self.receiver.is_asked(ASKED).await;
         let mut manners = Manner::ALL;
         self.rng.shuffle(&mut manners);
         for manner in manners {
-            sleep(self.random_time(200..800)).await;
+            sleep(self.random_time(100..500)).await;
             self.receiver.misbehave(manner, self.random_time(600..1_500)).await?;
         }
         Ok(())

@@ -30,7 +30,6 @@ fn assert_played(report: &Value, faults: usize, jobs: u64) {
     let sum = |count: &str| rows.iter().filter_map(|row| row[count].as_u64()).sum::<u64>();
     assert!(sum("unknown") > 0, "no call was interrupted, so the run shows little: {report}");
     assert!(sum("events") > sum("enqueued"), "no job has several events, so no order is shown: {report}");
-    assert!(sum("told_again") > 0, "nobody was interrupted who tells events: {report}");
 }
 
 #[test]

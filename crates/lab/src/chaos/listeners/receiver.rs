@@ -24,13 +24,19 @@ use errand::{
 };
 use errand_testbed::services::{Place, proxy::Proxy};
 use serde::Deserialize;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::told::{Heard, Told};
 
 /// How late an answer is that is late; longer than workers wait.
 const LATE: Duration = Duration::from_millis(2_500);
+
+/// How often it is looked whether something has come.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How often connections are closed in the middle.
 const CLOSED: u32 = 3;
@@ -114,6 +120,14 @@ impl Receiver {
 
     pub(crate) fn url(&self) -> &CallbackUrl {
         &self.url
+    }
+
+    /// Waits until the first callback has come, or for so long.
+    pub(crate) async fn is_asked(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        while self.heard.is_empty() && Instant::now() < until {
+            sleep(LOOK).await;
+        }
     }
 
     /// Misbehaves for so long, and is well again when this returns.

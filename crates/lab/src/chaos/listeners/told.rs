@@ -121,6 +121,10 @@ impl Heard {
         events.into_iter().all(|event| log.ids.contains(&event.id))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.log().arrivals.is_empty()
+    }
+
     /// All that has come so far, and what was wrong with it.
     pub(super) fn so_far(&self) -> (Vec<Told>, Vec<String>) {
         let log = self.log();
