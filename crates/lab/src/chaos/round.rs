@@ -35,7 +35,7 @@ const END: Duration = Duration::from_secs(DRAIN.as_secs() + 10);
 /// Jobs that the auditor reads at once.
 const AUDIT_PAGE: usize = 1_000;
 
-/// Most jobs, and most events, that are named when something is wrong.
+/// Most jobs that are named when something is wrong.
 const NAMED: usize = 5;
 
 /// A round to play.
@@ -113,7 +113,9 @@ impl Round {
             }
         }
         let mut tally = count(environment, &accepted, &rest, &mut complaints);
-        add_verdict(&mut tally, verdict, &mut complaints);
+        let Verdict { events, untold, repeats, complaints: of_events } = verdict;
+        (tally.events, tally.untold, tally.told_again) = (events, untold, repeats);
+        complaints.extend(of_events);
         complaints.extend(environment.api.complaints());
         tally.peak_bytes = peak_bytes;
         for id in rest.jobs.keys() {
@@ -167,14 +169,6 @@ async fn audit(store: &SharedStore) -> Result<Vec<String>> {
         format!("the audit finds {} jobs {}, such as {}", found.found, kind.as_str(), jobs.join(", "))
     });
     Ok(lines.collect())
-}
-
-/// Adds what became of the events.
-fn add_verdict(tally: &mut Tally, verdict: Verdict, complaints: &mut Vec<String>) {
-    let Verdict { events, untold, repeats, complaints: more } = verdict;
-    (tally.events, tally.untold, tally.told_again) = (events, untold.len() as u64, repeats);
-    complaints.extend(untold.into_iter().take(NAMED));
-    complaints.extend(more.into_iter().take(NAMED));
 }
 
 /// Compares the store with the ledger.

@@ -39,6 +39,9 @@ fn patience() -> Duration {
 /// How often it is looked whether all is told.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Most events that are named of each way.
+const NAMED: usize = 5;
+
 /// Whoever follows the events of a round.
 #[derive(Debug)]
 pub(super) struct Listeners {
@@ -54,11 +57,18 @@ pub(super) struct Verdict {
     /// Those that were recorded.
     pub(super) events: u64,
     /// What was not told in some way, told in a wrong order, or told and not recorded.
-    pub(super) untold: Vec<String>,
+    pub(super) untold: u64,
     /// How often one was told that had been told before.
     pub(super) repeats: u64,
-    /// What else was wrong, a line each.
+    /// What was wrong, a line each; of each way, the first lines.
     pub(super) complaints: Vec<String>,
+}
+
+impl Verdict {
+    fn add_untold(&mut self, lines: Vec<String>) {
+        self.untold += lines.len() as u64;
+        self.complaints.extend(lines.into_iter().take(NAMED));
+    }
 }
 
 impl Listeners {
@@ -91,8 +101,8 @@ impl Listeners {
     pub(super) async fn verdict(&self, store: &SharedStore, ends: Vec<(String, String)>) -> Result<Verdict> {
         let cannot_read = "cannot read the events of a round";
         let due = patiently(|| record::read(store).boxed()).await.context(cannot_read)?;
-        let untold = record::complaints(&due, ends);
-        let mut verdict = Verdict { events: due.len() as u64, untold, ..Verdict::default() };
+        let mut verdict = Verdict { events: due.len() as u64, ..Verdict::default() };
+        verdict.add_untold(record::complaints(&due, ends));
         let due: Vec<Told> = due.iter().map(Told::from).collect();
         let until = Instant::now() + patience();
         while !self.ways().all(|way| way.has_all(&due)) && Instant::now() < until {
@@ -107,9 +117,9 @@ impl Listeners {
             let due = due.iter().filter(|event| way.tells(event)).count();
             let Compared { untold, repeats } = compare(&told, due, &arrivals);
             let lines = untold.iter().map(|(event, how)| format!("{event} {} {}", how.as_str(), way.name));
-            verdict.untold.extend(lines);
+            verdict.add_untold(lines.collect());
             verdict.repeats += repeats;
-            verdict.complaints.extend(complaints);
+            verdict.complaints.extend(complaints.into_iter().take(NAMED));
         }
         Ok(verdict)
     }
