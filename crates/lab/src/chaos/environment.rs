@@ -15,10 +15,14 @@ use errand::{
         SharedQueue,
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
-    store::SharedStore,
+    store::{Recording, SharedStore},
     worker::CrashPlan,
 };
-use errand_testbed::services::{postgres, proxy::Proxy, rabbitmq::Vhost};
+use errand_testbed::services::{
+    postgres::{self, Database},
+    proxy::Proxy,
+    rabbitmq::Vhost,
+};
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
@@ -63,9 +67,10 @@ pub(super) struct Environment {
     pub(super) vhost: Option<Vhost>,
     /// The database file of the embedded pair.
     pub(super) database_file: Option<PathBuf>,
-    /// The role of the workers and apps on PostgreSQL, to which limits apply, and the database as its superuser sees it.
+    /// The role of the workers and apps on PostgreSQL, to which limits apply, and the database as its superuser sees it, which
+    /// the server keeps as long as this lives.
     pub(super) role: Option<String>,
-    admin_url: Option<String>,
+    database: Option<Database>,
     folder: TempDir,
 }
 
@@ -140,7 +145,7 @@ impl Environment {
                 common.push(("DATABASE_URL".into(), url));
                 let slots = vec![slot(1, folder.path(), common, None, None)];
                 let file = Some(file);
-                let (role, admin_url) = (None, None);
+                let (role, database) = (None, None);
                 Self {
                     api,
                     api_proxy,
@@ -149,16 +154,16 @@ impl Environment {
                     vhost: None,
                     database_file: file,
                     role,
-                    admin_url,
+                    database,
                     folder,
                 }
             }
             Some(Services { postgres: server, rabbitmq }) => {
                 let (database, vhost) = tokio::try_join!(server.database("chaos"), rabbitmq.vhost("chaos"))?;
-                let (role, admin_url) = (format!("role_{}", database.name), database.url.clone());
-                execute(&admin_url, &format!("create role {role} login")).await?;
-                execute(&admin_url, &format!("alter database {} owner to {role}", database.name)).await?;
-                let url = admin_url.replace("//errand@", &format!("//{role}@"));
+                let role = format!("role_{}", database.name);
+                execute(&database.url, &format!("create role {role} login")).await?;
+                execute(&database.url, &format!("alter database {} owner to {role}", database.name)).await?;
+                let url = database.url.replace("//errand@", &format!("//{role}@"));
                 let mut slots = Vec::new();
                 for number in 1..=2 {
                     let to_database = Proxy::start(&cluster.place, server.port()).await?;
@@ -166,14 +171,15 @@ impl Environment {
                     let mut env = common.clone();
                     env.push(("DATABASE_URL".into(), to_database.url(&url)?));
                     env.push(("AMQP_URL".into(), to_broker.url(&vhost.amqp_url)?));
+                    env.push(("ERRAND__EVENTS__EXCHANGE".into(), "true".into()));
                     slots.push(slot(number, folder.path(), env, Some(to_database), Some(to_broker)));
                 }
                 let store = open_store(&plan.config, &url)?;
                 let queue = open_queue(&vhost.amqp_url, &lane)?;
                 let access = AppAccess { store, queue: Some(queue), lane };
-                let (role, admin_url) = (Some(role), Some(admin_url));
+                let (role, database) = (Some(role), Some(database));
                 let vhost = Some(vhost);
-                Self { api, api_proxy, slots, access, vhost, database_file: None, role, admin_url, folder }
+                Self { api, api_proxy, slots, access, vhost, database_file: None, role, database, folder }
             }
         };
         let AppAccess { store, queue, .. } = &environment.access;
@@ -186,7 +192,7 @@ impl Environment {
 
     /// Does to the round's database what errand never does.
     pub(super) async fn execute(&self, sql: &str) -> Result<()> {
-        match (&self.database_file, &self.admin_url) {
+        match (&self.database_file, &self.database) {
             (Some(file), _) => {
                 let options = SqliteConnectOptions::new().filename(file).busy_timeout(PREPARATION);
                 let mut connection =
@@ -194,15 +200,15 @@ impl Environment {
                 sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
                 Ok(connection.close().await?)
             }
-            (None, Some(url)) => execute(url, sql).await,
+            (None, Some(database)) => execute(&database.url, sql).await,
             (None, None) => Ok(()),
         }
     }
 
     /// The same as a superuser of PostgreSQL.
     pub(super) async fn administer(&self, sql: &str) -> Result<()> {
-        match &self.admin_url {
-            Some(url) => execute(url, sql).await,
+        match &self.database {
+            Some(database) => execute(&database.url, sql).await,
             None => Ok(()),
         }
     }
@@ -231,7 +237,7 @@ impl Environment {
 
 /// Tries again for a while: the services may have just come back from the fault of the round before, and a broker
 /// sometimes answers the first declaration on a new virtual host with an internal error.
-async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> Result<T, E> {
+pub(super) async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> Result<T, E> {
     let until = Instant::now() + PREPARATION;
     loop {
         match work().await {
@@ -288,6 +294,10 @@ fn settings(api: &Proxy, key: &str) -> Vec<(String, String)> {
         ("ERRAND__RETRY__MAX_ATTEMPTS", "100".into()),
         ("ERRAND__CIRCUIT_BREAKER__FIRST_MS", "200".into()),
         ("ERRAND__CIRCUIT_BREAKER__MAX_MS", "1000".into()),
+        ("ERRAND__EVENTS__RECORD", "all".into()),
+        ("ERRAND__CALLBACKS__ENABLED", "true".into()),
+        ("ERRAND__CALLBACKS__ALLOWED_NETWORKS", "127.0.0.0/8".into()),
+        ("ERRAND__CALLBACKS__TIMEOUT_MS", "2000".into()),
         ("ERRAND__HTTP__LISTEN", String::new()),
         ("ERRAND__LOG__FORMAT", "json".into()),
         ("ERRAND__RUNTIME__THREADS", "2".into()),
@@ -300,6 +310,7 @@ fn open_store(config: &Config, url: &str) -> Result<SharedStore> {
     let mut config = config.clone();
     config.store.url = url.to_owned().into();
     config.store.statement_timeout_ms = 5_000;
+    config.events.record = Recording::All;
     app::open_store(&config)
 }
 

@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     ApiGone,
     /// The tool API is silent.
     ApiStalled,
+    /// The receiver of callbacks fails in every way.
+    ReceiverFaults,
     /// Some jobs allow their calls a few milliseconds.
     ShortTimeouts,
     /// Results are large.
@@ -83,6 +85,7 @@ impl Fault {
             Self::ApiFaults,
             Self::ApiGone,
             Self::ApiStalled,
+            Self::ReceiverFaults,
             Self::ShortTimeouts,
             Self::LargeResults,
             Self::UnknownWords,
@@ -146,6 +149,7 @@ impl Fault {
             Self::ApiFaults => "api-faults",
             Self::ApiGone => "api-gone",
             Self::ApiStalled => "api-stalled",
+            Self::ReceiverFaults => "receiver-faults",
             Self::ShortTimeouts => "short-timeouts",
             Self::LargeResults => "large-results",
             Self::UnknownWords => "unknown-words",

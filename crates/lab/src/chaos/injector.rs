@@ -18,6 +18,7 @@ use super::{
     cluster::{Cluster, Services},
     environment::{DRAIN, Environment, LANE, LEASE, SETTLE, Slot},
     fault::Fault,
+    listeners::{Manner, Receiver},
     tool_api::Log,
 };
 
@@ -35,6 +36,9 @@ const CRASH: Duration = Duration::from_secs(10);
 /// The same for one that was told twice.
 const END_AT_ONCE: Duration = Duration::from_secs(5);
 
+/// How long it may take until the receiver of callbacks gets the first one.
+const ASKED: Duration = Duration::from_secs(10);
+
 /// How long the lock of a database file is waited for. SQLite's locks are not handed over in turn, and a busy worker
 /// takes its own again at once.
 const LOCK: Duration = Duration::from_secs(60);
@@ -45,6 +49,7 @@ const MIXED: usize = 4;
 /// Injects faults into one round.
 pub(super) struct Injector<'a> {
     pub(super) environment: &'a mut Environment,
+    pub(super) receiver: &'a Receiver,
     pub(super) cluster: &'a Cluster,
     pub(super) backend: Backend,
     pub(super) rng: &'a mut Rng,
@@ -110,6 +115,7 @@ impl Injector<'_> {
                 sleep(self.random_time(3_000..4_500)).await;
                 self.environment.api_proxy.heal().await
             }
+            Fault::ReceiverFaults => self.receiver_faults().await,
         }
     }
 
@@ -264,8 +270,9 @@ impl Injector<'_> {
     async fn lossy_policy(&mut self) -> Result<()> {
         let Some(vhost) = &self.environment.vhost else { return Ok(()) };
         let path = format!("policies/{}/lossy", vhost.encoded_name());
+        // The queues of listeners are not errand's: what the broker throws away there, nobody could tell again.
         let policy = serde_json::json!({
-            "pattern": ".*", "apply-to": "queues",
+            "pattern": "^errand\\.", "apply-to": "queues",
             "definition": {"message-ttl": 1, "max-length": 2, "overflow": "drop-head"},
         });
         vhost.manage(reqwest::Method::PUT, &path, Some(policy)).await?;
@@ -355,6 +362,19 @@ impl Injector<'_> {
             Fault::LogsLost => Ok(()),
             _ => api.set_log(Log::Prompt).await,
         }
+    }
+
+    /// The receiver of callbacks fails in each way, one after the other. All of it is over before what failed first is sent for
+    /// the third time.
+    async fn receiver_faults(&mut self) -> Result<()> {
+        self.receiver.is_asked(ASKED).await;
+        let mut manners = Manner::ALL;
+        self.rng.shuffle(&mut manners);
+        for manner in manners {
+            sleep(self.random_time(100..500)).await;
+            self.receiver.misbehave(manner, self.random_time(600..1_500)).await?;
+        }
+        Ok(())
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! A run is a series of rounds. Each round injects one kind of fault: jobs come in at an even pace,
 //! the fault is injected while they run, everything heals, and when nothing moves any more the store is
-//! compared with the tool API's own ledger of effects. Three counts must be zero whatever happens:
+//! compared with the tool API's own ledger of effects, and with what listeners were told. Four counts must be zero whatever
+//! happens:
 //! * lost: a job that was accepted and is not in the store, or that says it succeeded without an effect,
 //! * twice: a job whose call must not be repeated, and that took effect more than once,
-//! * stuck: a job that neither reached a final state nor waits for a person with a reason.
+//! * stuck: a job that neither reached a final state nor waits for a person with a reason,
+//! * untold: an event that was not told in each of the ways ([`listeners`]), or not in the order of its job or batch.
 //!
 //! Everything random comes from the seed. Real services have their own timing, so a seed repeats the
 //! same faults, but not the same run.
@@ -15,10 +17,12 @@ mod cluster;
 mod environment;
 mod fault;
 mod injector;
+mod listeners;
 mod load;
 mod plan;
 mod process;
 mod report;
+mod rest;
 mod round;
 mod tally;
 mod tool_api;

@@ -53,12 +53,13 @@ impl Report {
             row.tally.add(&tally);
         }
         let mut line = format!(
-            "{name}, seed {seed}: {} jobs, {} succeeded, {} failed, {} held, {} unknown, {:.0} s",
+            "{name}, seed {seed}: {} jobs, {} succeeded, {} failed, {} held, {} unknown, {} events, {:.0} s",
             tally.enqueued,
             tally.succeeded,
             tally.failed,
             tally.held,
             tally.unknown,
+            tally.events,
             took.as_secs_f64()
         );
         for complaint in complaints {
@@ -70,7 +71,7 @@ impl Report {
         line
     }
 
-    /// Whether nothing was lost, done twice or stuck, and nothing else was wrong.
+    /// Whether nothing was lost, done twice, stuck or untold, and nothing else was wrong.
     pub(crate) fn is_clean(&self) -> bool {
         self.complaints.is_empty() && self.faults.iter().all(|row| row.tally.is_clean())
     }
@@ -79,8 +80,24 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
-            "FAULT", "ROUNDS", "ENQUEUED", "FINAL", "FAILED", "HELD", "LOST", "TWICE", "STUCK", "UNKNOWN",
-            "ADOPTED", "REPEATED", "LATE", "GIVEN UP", "PEAK MB",
+            "FAULT",
+            "ROUNDS",
+            "ENQUEUED",
+            "FINAL",
+            "FAILED",
+            "HELD",
+            "LOST",
+            "TWICE",
+            "STUCK",
+            "EVENTS",
+            "UNTOLD",
+            "TOLD AGAIN",
+            "UNKNOWN",
+            "ADOPTED",
+            "REPEATED",
+            "LATE",
+            "GIVEN UP",
+            "PEAK MB",
         ]);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -102,7 +119,7 @@ impl Report {
         }
         text.push_str(match (self.is_clean(), total.rounds) {
             (_, 0) => "no round was played, so nothing is shown\n",
-            (true, _) => "nothing lost, nothing done twice, nothing stuck\n",
+            (true, _) => "nothing lost, nothing done twice, nothing stuck, nothing untold\n",
             (false, _) => "the promise was broken, see above\n",
         });
         text
@@ -119,6 +136,9 @@ fn table_row(name: &str, tally: &Tally) -> Vec<String> {
         tally.lost,
         tally.twice,
         tally.stuck,
+        tally.events,
+        tally.untold,
+        tally.told_again,
         tally.unknown,
         tally.adopted,
         tally.repeated,

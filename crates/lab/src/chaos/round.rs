@@ -1,12 +1,12 @@
 //! One round: jobs, a fault, and the count of what became of them.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use errand::{
     job::{HeldReason, JobId, Principal, State},
     maintenance::audit::{self, Audit},
-    store::{AuditLimits, JobFilter, JobView, SharedStore, all_jobs},
+    store::{AuditLimits, SharedStore},
 };
 use tokio::time::{Instant, sleep};
 
@@ -15,23 +15,19 @@ use super::{
     environment::{DRAIN, Environment, LEASE},
     fault::Fault,
     injector::Injector,
+    listeners::{Listeners, Verdict},
     load::{Accepted, Load},
     plan::Plan,
+    rest::{PATIENCE, Rest, rests},
     tally::{Outcome, Tally},
+    tool_api::owners,
 };
 
 /// How long jobs take to come in.
 const SPAN: Duration = Duration::from_secs(6);
 
-/// How long everything may take to come to rest after the fault. Waits for retries, rescue and the log are
-/// short in a round; the rest is for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// How often a job follows that is not counted.
 const LATER: Duration = Duration::from_secs(1);
-
-/// How often the store is looked at.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a worker may take to end once nothing is left to do.
 const END: Duration = Duration::from_secs(DRAIN.as_secs() + 10);
@@ -74,30 +70,37 @@ impl Round {
         environment: &mut Environment,
         rng: &mut fastrand::Rng,
     ) -> Result<(Tally, Vec<String>)> {
+        let (store, vhost) = (environment.access.store.clone(), environment.vhost.as_ref());
+        let listeners = Listeners::start(&store, vhost, &self.cluster.place, &owners()?).await?;
         environment.start_workers().await?;
         let load = Load {
             access: environment.access.clone(),
             api: environment.api.clone(),
+            callback: listeners.receiver.url().clone(),
             jobs: self.plan.jobs,
             span: SPAN,
             by_message: !self.fault.loses_messages(),
+            varied: true,
             impatient: self.fault == Fault::ShortTimeouts,
         };
-        let later = Load { jobs: 1, span: Duration::ZERO, impatient: false, ..load.clone() };
+        let later = Load { jobs: 1, span: Duration::ZERO, varied: false, impatient: false, ..load.clone() };
         let enqueueing = tokio::spawn(load.enqueue(rng.fork()));
-        let mut injector = Injector { environment, cluster: &self.cluster, backend: self.plan.backend, rng };
-        let injected = injector.run(self.fault).await;
+        let receiver = &listeners.receiver;
+        let backend = self.plan.backend;
+        let injected =
+            Injector { environment, receiver, cluster: &self.cluster, backend, rng }.run(self.fault).await;
         let accepted = enqueueing.await??;
         injected?;
         environment.start_workers().await?;
 
         let mut complaints = Vec::new();
-        let jobs = tokio::select! {
+        let rest = tokio::select! {
             biased;
-            jobs = come_to_rest(&environment.access.store, &accepted) => jobs?,
+            rest = Rest::of(&store, &accepted) => rest?,
             failed = keep_calling(&later, rng) => failed.map(|never| match never {})?,
         };
-        complaints.extend(audit(&environment.access.store).await?);
+        complaints.extend(audit(&store).await?);
+        let verdict = listeners.verdict(&store, rest.ends()).await?;
         let peak_bytes = environment
             .slots
             .iter()
@@ -109,11 +112,14 @@ impl Round {
                 complaints.push(format!("{error:#}"));
             }
         }
-        let mut tally = count(environment, &accepted, &jobs, &mut complaints);
+        let mut tally = count(environment, &accepted, &rest, &mut complaints);
+        let Verdict { events, untold, repeats, complaints: of_events } = verdict;
+        (tally.events, tally.untold, tally.told_again) = (events, untold, repeats);
+        complaints.extend(of_events);
         complaints.extend(environment.api.complaints());
         tally.peak_bytes = peak_bytes;
-        for id in jobs.keys() {
-            tally.add_look_ups(&environment.access.store.history(&Principal::Operator, *id).await?);
+        for id in rest.jobs.keys() {
+            tally.add_look_ups(&store.history(&Principal::Operator, *id).await?);
         }
         Ok((tally, complaints))
     }
@@ -138,33 +144,6 @@ async fn keep_calling(later: &Load, rng: &mut fastrand::Rng) -> Result<Infallibl
         later.clone().enqueue(rng.fork()).await?;
         sleep(LATER).await;
     }
-}
-
-/// Waits until every job is final or waits for a person, and returns all jobs there are.
-async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
-    let begin = Instant::now();
-    loop {
-        match all_jobs(&**store, &Principal::Operator, &JobFilter::default(), accepted.len() * 2 + 1_000)
-            .await
-        {
-            Ok(jobs) => {
-                let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();
-                let all_there = accepted.keys().all(|id| jobs.contains_key(id));
-                if (all_there && jobs.values().all(rests)) || begin.elapsed() > PATIENCE {
-                    return Ok(jobs);
-                }
-            }
-            Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
-            // Faults may have left broken connections behind, which are noticed now.
-            Err(_) => {}
-        }
-        sleep(LOOK).await;
-    }
-}
-
-/// Whether nothing but a person moves a job. One that is held while errand looks for its call is under way.
-fn rests(job: &JobView) -> bool {
-    job.state.is_final() || (job.state == State::Held && job.check_at.is_none())
 }
 
 /// What the auditor finds in a store at rest, a line for each kind.
@@ -193,13 +172,12 @@ async fn audit(store: &SharedStore) -> Result<Vec<String>> {
 }
 
 /// Compares the store with the ledger.
-fn count(
-    environment: &Environment,
-    accepted: &Accepted,
-    jobs: &HashMap<JobId, JobView>,
-    complaints: &mut Vec<String>,
-) -> Tally {
+fn count(environment: &Environment, accepted: &Accepted, rest: &Rest, complaints: &mut Vec<String>) -> Tally {
     let mut tally = Tally { rounds: 1, enqueued: accepted.len() as u64, ..Tally::default() };
+    for batch in rest.batches.iter().filter(|batch| batch.goes_on()) {
+        tally.stuck += 1;
+        complaints.push(format!("batch {} is not complete after {} s", batch.id, PATIENCE.as_secs()));
+    }
     let mut named = 0;
     let mut complain = |id: &JobId, what: String| {
         named += 1;
@@ -213,7 +191,7 @@ fn count(
             tally.twice += 1;
             complain(id, format!("took effect {effects} times"));
         }
-        let Some(job) = jobs.get(id) else {
+        let Some(job) = rest.jobs.get(id) else {
             tally.lost += 1;
             complain(id, "was accepted and is not in the store".into());
             continue;

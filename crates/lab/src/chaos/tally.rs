@@ -33,6 +33,12 @@ pub(super) struct Tally {
     pub(super) lost: u64,
     pub(super) twice: u64,
     pub(super) stuck: u64,
+    /// Events that were recorded.
+    pub(super) events: u64,
+    /// What was not told of them in one of the ways, or told in a wrong order.
+    pub(super) untold: u64,
+    /// How often one was told again, in all ways.
+    pub(super) told_again: u64,
     /// Calls whose outcome was unknown and that were looked for in the execution log.
     pub(super) unknown: u64,
     /// Of these: the log had the answer.
@@ -83,6 +89,9 @@ impl Tally {
             lost,
             twice,
             stuck,
+            events,
+            untold,
+            told_again,
             unknown,
             adopted,
             repeated,
@@ -98,6 +107,9 @@ impl Tally {
         self.lost += lost;
         self.twice += twice;
         self.stuck += stuck;
+        self.events += events;
+        self.untold += untold;
+        self.told_again += told_again;
         self.unknown += unknown;
         self.adopted += adopted;
         self.repeated += repeated;
@@ -108,6 +120,6 @@ impl Tally {
 
     /// What must be zero is zero.
     pub(super) fn is_clean(&self) -> bool {
-        self.lost == 0 && self.twice == 0 && self.stuck == 0
+        self.lost == 0 && self.twice == 0 && self.stuck == 0 && self.untold == 0
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use errand::job::JobId;
+use errand::job::{JobId, Owner, OwnerKind};
 use errand_sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
 use errand_testbed::second_api::{self, SecondApi};
 use serde_json::{Value, json};
@@ -28,6 +28,10 @@ const SECOND_API_BLACKOUT: Duration = Duration::from_secs(3);
 
 /// A large result, in bytes. A few of them are more than one write carries.
 const LARGE_RESULT: usize = 2_500_000;
+
+/// How many owners there are of each kind.
+const USERS: usize = 20;
+const ORGS: usize = 3;
 
 /// Calls that the sandbox answers with a fault, of a hundred of each line.
 const FAULT_RATE: f64 = 0.04;
@@ -126,8 +130,8 @@ impl ToolApi {
 
     /// The n-th job: most are such that must not be repeated.
     pub(super) fn errand(&self, id: JobId, n: usize) -> SampleJob {
-        let user = format!("user-{}", n % 20 + 1);
-        let org = format!("org-{}", n % 3 + 1);
+        let user = user(n);
+        let org = org(n);
         let (mut body, once) = match (self, n % 6) {
             (Self::Sandbox { .. }, 0) => (
                 json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": format!("r{n}")}}),
@@ -257,6 +261,22 @@ impl ToolApi {
             }
         }
     }
+}
+
+/// Whose jobs there are.
+pub(super) fn owners() -> Result<Vec<Owner>> {
+    let users = (0..USERS).map(|n| Owner::new(OwnerKind::User, user(n)));
+    let orgs = (0..ORGS).map(|n| Owner::new(OwnerKind::Org, org(n)));
+    Ok(users.chain(orgs).collect::<Result<_, _>>()?)
+}
+
+/// The owner of the n-th job, if it is a user's, and if it is an organization's.
+fn user(n: usize) -> String {
+    format!("user-{}", n % USERS + 1)
+}
+
+fn org(n: usize) -> String {
+    format!("org-{}", n % ORGS + 1)
 }
 
 async fn answer_within(http: &reqwest::Client, sandbox: &Running, least: u64, most: u64) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `errand-lab chaos`: what becomes of jobs under every fault there is.
+//! `errand-lab chaos`: what becomes of jobs and their events under every fault there is.
 
 use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
@@ -12,8 +12,9 @@ use errand::{
 
 use crate::chaos::{self, ApiKind, Backend, Fault, Plan, Until};
 
-/// Runs workers under faults of every kind, and compares what the store says with what really happened.
-/// Everything is private to the run and removed afterwards: RabbitMQ and PostgreSQL servers are started from
+/// Runs workers under faults of every kind, and compares what the store says with what really happened, and with the events
+/// that listeners were told: a reader by position, a queue at the exchange, and a receiver of callbacks. The counts LOST, TWICE,
+/// STUCK and UNTOLD must be 0. Everything is private to the run and removed afterwards: RabbitMQ and PostgreSQL servers are started from
 /// the machine's own programs, on loopback.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

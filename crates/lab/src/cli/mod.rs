@@ -44,7 +44,7 @@ enum Command {
         /// A file of JSON Lines.
         file: PathBuf,
     },
-    /// Break everything on purpose, and count what became of the jobs.
+    /// Break everything on purpose, and count what became of the jobs and their events.
     Chaos(chaos::Args),
     /// Run an older build and this one on one database, both ways round.
     Compat(compat::Args),
