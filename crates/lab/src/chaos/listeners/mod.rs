@@ -119,6 +119,7 @@ impl Listeners {
             let lines = untold.iter().map(|(event, how)| format!("{event} {} {}", how.as_str(), way.name));
             verdict.add_untold(lines.collect());
             verdict.repeats += repeats;
+            tracing::info!(way = way.name, due, untold = untold.len(), repeats, "what was told is compared");
             verdict.complaints.extend(complaints.into_iter().take(NAMED));
         }
         Ok(verdict)
