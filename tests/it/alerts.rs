@@ -42,7 +42,8 @@ const SHORTER: &[(&str, &str)] = &[
 /// Events of an owner as a statement records them, more than wait for a moment.
 const MUCH_HAPPENS: &str = "insert into event_inbox (kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues,
         attempts, held_reasons, error_kinds)
-    select array_fill('job.edited'::text, n), array_fill(1, n), array_fill(null::uuid, n), array_fill(null::uuid, n),
+    select array_fill('job.edited'::text, n), array_fill(1, n),
+        (select array_agg(gen_random_uuid()) from generate_series(1, n[1])), array_fill(null::uuid, n),
         array_fill('user'::text, n), array_fill('user-1'::text, n), none, none, none, array_fill(null::integer, n), none, none
     from (select array[3000] as n, array_fill(null::text, array[3000]) as none) as much";
 
